@@ -1,0 +1,26 @@
+#include "nn/linear.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+
+namespace narrowgauge::nn {
+
+Linear::Linear(LinearSpec spec, const at::TensorOptions& options) : spec(spec) {
+  add_parameter("weight", weight, at::empty({spec.out_features, spec.in_features}, options));
+  if (spec.bias) {
+    add_parameter("bias", bias, at::empty({spec.out_features}, options));
+  }
+}
+
+Linear::Linear(const Linear& source) : Layer(), spec(source.spec) {
+  add_parameter("weight", weight, source.weight);
+  add_parameter("bias", bias, source.bias);
+}
+
+at::Tensor Linear::operator()(const at::Tensor& x) {
+  return hooked(x, [this](const at::Tensor& input) { return forward(input); });
+}
+
+at::Tensor Linear::forward(const at::Tensor& x) { return at::linear(x, weight, bias); }
+
+}  // namespace narrowgauge::nn
