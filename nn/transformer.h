@@ -1,0 +1,81 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "nn/attention.h"
+#include "nn/embedding.h"
+#include "nn/kv_cache.h"
+#include "nn/layer.h"
+#include "nn/linear.h"
+#include "nn/norm.h"
+#include "nn/transformer_config.h"
+
+namespace narrowgauge::nn {
+
+// down(silu(gate(x)) * up(x)) (Shazeer 2020). gate and up are one projection, gate's rows first.
+class FeedForward : public Layer {
+ public:
+  FeedForward(const TransformerConfig& config, const at::TensorOptions& options);
+
+  // x: [batch, t, dim] -> [batch, t, dim].
+  at::Tensor operator()(const at::Tensor& x);
+
+  std::shared_ptr<Linear> gate_up_proj;  // dim -> 2 * ffn_dim
+  std::shared_ptr<Linear> down_proj;     // ffn_dim -> dim
+};
+
+// x + attention(norm(x)), then that + feed-forward(norm(that)). The unit of sharding and of recomputation.
+class TransformerBlock : public Layer {
+ public:
+  TransformerBlock(const TransformerConfig& config, int64_t layer, const at::TensorOptions& options);
+
+  // x: [batch, t, dim] -> [batch, t, dim].
+  at::Tensor operator()(const at::Tensor& x, const AttentionContext& context);
+
+  std::shared_ptr<RMSNorm> input_layernorm;
+  std::shared_ptr<SelfAttention> self_attn;
+  std::shared_ptr<RMSNorm> post_attention_layernorm;
+  std::shared_ptr<FeedForward> mlp;
+};
+
+// A Llama-family decoder. Parameters carry the Hugging Face names without the prefix "model.", except that
+// q, k and v are one qkv_proj and gate and up one gate_up_proj. Built on any device, meta included; see
+// nn/initialize.h for the values. It knows nothing of how it is trained: conversions swap its Linears,
+// sharding wraps its blocks.
+class Transformer : public Layer {
+ public:
+  Transformer(const TransformerConfig& config, const at::TensorOptions& options);
+
+  // tokens: [batch, t] int64. Returns logits [batch, t, vocab_size] in the parameters' dtype. With a cache,
+  // the tokens follow those in the cache and are added to it.
+  at::Tensor operator()(const at::Tensor& tokens, KVCache* cache = nullptr);
+
+  // The training objective: the sum over valid targets of -log p(target), a scalar in fp32. targets: as
+  // tokens, kIgnoredTarget where there is nothing to predict. The caller divides by the number of valid
+  // targets of the whole global batch, so that ranks and micro-batches weigh by their tokens.
+  at::Tensor loss_sum(const at::Tensor& tokens, const at::Tensor& targets);
+
+  const TransformerConfig& config() const { return config_; }
+
+  std::shared_ptr<Embedding> embed_tokens;
+  std::vector<std::shared_ptr<TransformerBlock>> layers;
+  std::shared_ptr<RMSNorm> norm;
+  std::shared_ptr<Linear> lm_head;  // null when tied to embed_tokens
+
+ private:
+  at::Tensor logits(const at::Tensor& tokens, KVCache* cache);
+
+  TransformerConfig config_;
+  RotaryTable rotary_;  // grows to the longest sequence seen
+};
+
+constexpr int64_t kIgnoredTarget = -100;  // torch's ignore_index
+
+// Throws c10::Error naming the field and the values unless the sizes of `config` fit together.
+void check_config(const TransformerConfig& config);
+
+}  // namespace narrowgauge::nn

@@ -1,0 +1,54 @@
+#include "trainer/stop_signal.h"
+
+#include <csignal>
+#include <array>
+#include <atomic>
+
+namespace narrowgauge::trainer {
+namespace {
+
+struct NamedSignal {
+  int number;
+  const char* name;
+};
+constexpr std::array<NamedSignal, 3> kSignals = {
+    {{SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}, {SIGUSR1, "SIGUSR1"}}};
+
+// A signal handler can reach nothing but process-wide state; a lock-free atomic is what it may write.
+std::atomic<int> received_number{0};
+static_assert(std::atomic<int>::is_always_lock_free);
+
+void on_signal(int number) {
+  if (number == SIGINT && received_number.load() == SIGINT) {
+    std::signal(SIGINT, SIG_DFL);
+    std::raise(SIGINT);
+  }
+  received_number.store(number);
+}
+
+}  // namespace
+
+StopSignal::StopSignal() {
+  received_number.store(0);
+  for (const NamedSignal& entry : kSignals) {
+    std::signal(entry.number, on_signal);
+  }
+}
+
+StopSignal::~StopSignal() {
+  for (const NamedSignal& entry : kSignals) {
+    std::signal(entry.number, SIG_DFL);
+  }
+}
+
+std::optional<std::string> StopSignal::received() const {
+  const int number = received_number.load();
+  for (const NamedSignal& entry : kSignals) {
+    if (entry.number == number) {
+      return entry.name;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace narrowgauge::trainer
