@@ -15,8 +15,7 @@ namespace narrowgauge::nn {
 // has flat index first_element >= 0. bf16 is the fp32 value rounded.
 //
 // Philox4x32-10 (Salmon et al. 2011) with a key hashed from fqn and the counter (i / 4, seed), then
-// Box-Muller in fp32: |value - mean| <= 6.77 std, since the uniform variate has 33 levels of 2^-33
-// below its first step.
+// Box-Muller in fp32. The smallest uniform variate is 2^-33, so |value - mean| <= 6.77 std.
 void fill_normal(const at::Tensor& shard, uint64_t seed, const std::string& fqn,
                  int64_t first_element, double mean, double std);
 

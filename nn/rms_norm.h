@@ -8,9 +8,9 @@ namespace narrowgauge::nn {
 
 // Root-mean-square norm of each row (Zhang and Sennrich 2019):
 //   y = x * rstd * weight,  rstd = 1 / sqrt(mean(x^2) + eps)
-// x: [..., dim] bf16 or fp32, any strides; weight: [dim], any floating dtype. Returns y in x's shape
-// and dtype: all arithmetic is fp32 with one rounding at the end. A row with a NaN or an infinity
-// gives a row with NaN; a row of zeros gives zeros (eps > 0).
+// x: [..., dim] bf16 or fp32, any strides; weight: [dim], any floating dtype. Returns y in x's
+// shape and dtype: all arithmetic is fp32 with one rounding at the end. A row with a NaN or an
+// infinity gives a row with NaN; a row of zeros gives zeros (eps > 0).
 //
 // Differentiable once in x and weight; saves x, weight and rstd (one fp32 a row). weight's gradient
 // is summed in fp32 over blocks of rows that depend on the shape alone, so it has the same bits

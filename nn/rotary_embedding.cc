@@ -65,9 +65,8 @@ void check_arguments(const at::Tensor& qkv, const RotaryTable& table, int64_t be
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   const auto halves = x.chunk(2, -1);
-  return at::cat({halves[0].mul(cos).sub(halves[1].mul(sin)),
-                  halves[1].mul(cos).add(halves[0].mul(sin))},
-                 -1);
+  return at::cat(
+      {halves[0].mul(cos).sub(halves[1].mul(sin)), halves[1].mul(cos).add(halves[0].mul(sin))}, -1);
 }
 
 }  // namespace
@@ -76,8 +75,7 @@ RotaryTable make_rotary_table(const TransformerConfig& config, int64_t max_len) 
   TORCH_CHECK(config.head_dim > 0 && config.head_dim % 2 == 0,
               "expected an even head_dim above 0, got ", config.head_dim);
   TORCH_CHECK(max_len >= 0, "expected max_len >= 0, got ", max_len);
-  const at::Tensor angles =
-      at::outer(at::arange(max_len, at::kFloat), inverse_frequencies(config));
+  const at::Tensor angles = at::outer(at::arange(max_len, at::kFloat), inverse_frequencies(config));
   return {angles.cos(), angles.sin()};
 }
 
