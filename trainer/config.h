@@ -1,0 +1,144 @@
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "nn/transformer_config.h"
+
+namespace narrowgauge::trainer {
+
+// Vocabulary: a *section* is a top-level name of the YAML file, a *key* is section.name. The
+// structs below hold the values and the defaults; what each key means, its unit and its range stand
+// once, in config_schema.cc, from which come the reader, <run>/config.yaml, `help config` and
+// docs/CONFIG.md.
+
+// A wrong configuration. what() begins with the place: "file:line:column: " or "override '...': ".
+// Programs end with exit code 2.
+struct ConfigError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+struct JobConfig {
+  std::string run_dir;
+};
+
+// The shape is read from initial_load_path/config.json where that is set. The biases and the q/k
+// norm follow from the architecture: see complete() in config_check.h.
+struct ModelConfig : nn::TransformerConfig {
+  std::string initial_load_path;
+};
+
+struct TokenizerConfig {
+  std::string kind;
+  std::string path;
+  int64_t train_vocab_size = 0;
+};
+
+struct DataConfig {
+  std::vector<std::string> train;
+  std::vector<std::string> validation;
+  double validation_fraction = 0.0;
+  std::string text_field = "text";
+  std::string invalid_utf8 = "error";
+  std::string cache_dir = "runs/cache";
+};
+
+struct TrainingConfig {
+  int64_t steps = 10000;
+  int64_t seq_len = 2048;
+  int64_t local_batch_size = 8;
+  int64_t global_batch_size = -1;
+  double max_norm = 1.0;
+  int64_t seed = 42;
+  std::string mixed_precision_param = "bfloat16";
+  std::string mixed_precision_reduce = "float32";
+  std::string device = "auto";
+  int64_t num_threads = 0;
+};
+
+struct OptimizerConfig {
+  std::string name = "AdamW";
+  double lr = 8e-4;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+  bool decay_norms_and_embeddings = false;
+};
+
+struct LrSchedulerConfig {
+  int64_t warmup_steps = 0;
+  double decay_ratio = 1.0;
+  std::string decay_type = "linear";
+  double min_lr_factor = 0.0;
+};
+
+struct ParallelismConfig {
+  int64_t data_parallel_replicate_degree = 1;
+  int64_t data_parallel_shard_degree = -1;
+  std::string fsdp_reshard_after_forward = "default";
+};
+
+struct CheckpointConfig {
+  bool enable = true;
+  int64_t interval = 500;
+  int64_t keep_latest_k = 3;
+  int64_t load_step = -1;
+};
+
+struct ValidationConfig {
+  int64_t interval = 0;
+  int64_t max_batches = 0;
+  int64_t local_batch_size = 0;
+};
+
+struct GenerationConfig {
+  int64_t interval = 0;
+  std::string prompt = "\n";
+  int64_t max_new_tokens = 100;
+  double temperature = 0.8;
+  double top_p = 0.95;
+};
+
+struct ExportConfig {
+  bool enable = true;
+  std::string dtype = "float32";
+};
+
+struct MetricsConfig {
+  int64_t log_interval = 10;
+};
+
+struct CommConfig {
+  int64_t timeout_seconds = 300;
+};
+
+struct DebugConfig {
+  bool deterministic = false;
+};
+
+// One run. Obtained from read_config(), which returns only configurations that pass every check.
+struct TrainConfig {
+  JobConfig job;
+  ModelConfig model;
+  TokenizerConfig tokenizer;
+  DataConfig data;
+  TrainingConfig training;
+  OptimizerConfig optimizer;
+  LrSchedulerConfig lr_scheduler;
+  ParallelismConfig parallelism;
+  CheckpointConfig checkpoint;
+  ValidationConfig validation;
+  GenerationConfig generation;
+  ExportConfig export_;  // section `export`, a C++ keyword
+  MetricsConfig metrics;
+  CommConfig comm;
+  DebugConfig debug;
+};
+
+// The one source in data.train that is no file: uniformly random token ids, for benchmarks.
+inline constexpr const char* kRandomTokens = "random_tokens";
+
+}  // namespace narrowgauge::trainer

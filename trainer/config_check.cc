@@ -1,0 +1,221 @@
+#include "trainer/config_check.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace narrowgauge::trainer {
+namespace {
+
+using Problem = std::optional<ConfigProblem>;
+
+std::string text(int64_t value) { return std::to_string(value); }
+
+Problem find_missing(const TrainConfig& config) {
+  if (config.job.run_dir.empty()) {
+    return {{"job.run_dir", "expected a directory, got nothing; write run_dir: runs/NAME"}};
+  }
+  if (config.tokenizer.kind.empty()) {
+    return {{"tokenizer.kind",
+             "expected one of bytes, huggingface, gpt2, sentencepiece, none, got nothing"}};
+  }
+  if (config.data.train.empty()) {
+    return {
+        {"data.train", "expected files, globs or directories, got nothing; write train: [PATH]"}};
+  }
+  return std::nullopt;
+}
+
+Problem find_shape_problem(const ModelConfig& model) {
+  const std::pair<const char*, int64_t> required[] = {{"dim", model.dim},
+                                                      {"num_layers", model.num_layers},
+                                                      {"num_heads", model.num_heads},
+                                                      {"ffn_dim", model.ffn_dim}};
+  for (const auto& [name, value] : required) {
+    if (value < 1) {
+      return {
+          {std::string("model.") + name, "expected a positive integer, got " + text(value) +
+                                             "; set it, or start from model.initial_load_path"}};
+    }
+  }
+  if (model.head_dim < 1 || model.head_dim % 2 != 0) {
+    return {{"model.head_dim", "expected an even number (rotary pairs), got " +
+                                   text(model.head_dim) + " with model.dim " + text(model.dim) +
+                                   " and model.num_heads " + text(model.num_heads)}};
+  }
+  if (model.num_kv_heads < 1 || model.num_heads % model.num_kv_heads != 0) {
+    return {{"model.num_kv_heads", "expected a divisor of model.num_heads (" +
+                                       text(model.num_heads) + "), got " +
+                                       text(model.num_kv_heads)}};
+  }
+  if (model.rope_scaling == "llama3" && model.rope_low_freq_factor >= model.rope_high_freq_factor) {
+    return {{"model.rope_high_freq_factor", "expected more than model.rope_low_freq_factor"}};
+  }
+  return std::nullopt;
+}
+
+Problem find_tokenizer_problem(const TrainConfig& config) {
+  const TokenizerConfig& tokenizer = config.tokenizer;
+  const int64_t vocab_size = config.model.vocab_size;
+  const bool takes_path = tokenizer.kind != "bytes" && tokenizer.kind != "none";
+  const bool trains = tokenizer.train_vocab_size > 0;
+  if (!takes_path && !tokenizer.path.empty()) {
+    return {{"tokenizer.path",
+             "expected none with tokenizer.kind " + tokenizer.kind + ", got " + tokenizer.path}};
+  }
+  if (trains && (tokenizer.kind != "huggingface" || !tokenizer.path.empty())) {
+    return {{"tokenizer.train_vocab_size",
+             "expected tokenizer.kind huggingface and no tokenizer.path to train one, got kind " +
+                 tokenizer.kind + (tokenizer.path.empty() ? "" : " and path " + tokenizer.path)}};
+  }
+  if (takes_path && tokenizer.path.empty() && !trains) {
+    return {{"tokenizer.path",
+             "expected a path with tokenizer.kind " + tokenizer.kind + ", got nothing" +
+                 (tokenizer.kind == "huggingface" ? "; or set tokenizer.train_vocab_size" : "")}};
+  }
+  constexpr int64_t kNumBytes = 256;
+  const int64_t smallest =
+      std::max(tokenizer.kind == "bytes" ? kNumBytes : 0, tokenizer.train_vocab_size);
+  if (vocab_size > 0 && vocab_size < smallest) {
+    return {{"model.vocab_size", "expected at least the " + text(smallest) +
+                                     " ids of the tokenizer, got " + text(vocab_size) +
+                                     "; 0 takes the tokenizer's number"}};
+  }
+  if (trains && tokenizer.train_vocab_size <= kNumBytes) {
+    return {{"tokenizer.train_vocab_size",
+             "expected more than the 256 single bytes, got " + text(tokenizer.train_vocab_size)}};
+  }
+  return std::nullopt;
+}
+
+Problem find_data_problem(const TrainConfig& config) {
+  const DataConfig& data = config.data;
+  const bool has_split = !data.validation.empty() || data.validation_fraction > 0;
+  const auto is_random = [](const std::string& source) { return source == kRandomTokens; };
+  const bool random = std::any_of(data.train.begin(), data.train.end(), is_random);
+  if (random && data.train.size() > 1) {
+    return {{"data.train",
+             "expected [random_tokens] alone, got " + text(data.train.size()) + " sources"}};
+  }
+  if (random && config.tokenizer.kind != "none") {
+    return {{"tokenizer.kind",
+             "expected none with data.train [random_tokens], got " + config.tokenizer.kind}};
+  }
+  if (config.tokenizer.kind == "none" && config.model.vocab_size < 1 &&
+      config.model.initial_load_path.empty()) {
+    return {{"model.vocab_size", "expected a number with tokenizer.kind none, got 0; set it"}};
+  }
+  if (!data.validation.empty() && data.validation_fraction > 0) {
+    return {{"data.validation_fraction", "expected either this or data.validation, got both"}};
+  }
+  if (config.validation.interval > 0 && !has_split) {
+    return {{"validation.interval",
+             "expected held-out data, got none; set data.validation_fraction or data.validation"}};
+  }
+  if (config.generation.interval > 0 && config.tokenizer.kind == "none") {
+    return {{"generation.interval", "expected 0 with tokenizer.kind none, got " +
+                                        text(config.generation.interval) +
+                                        "; ids without a tokenizer are no text"}};
+  }
+  return std::nullopt;
+}
+
+Problem find_training_problem(const TrainConfig& config) {
+  const TrainingConfig& training = config.training;
+  const bool shape_known = config.model.initial_load_path.empty() || config.model.dim > 0;
+  if (shape_known && training.seq_len > config.model.max_seq_len) {
+    return {{"training.seq_len", "expected at most model.max_seq_len (" +
+                                     text(config.model.max_seq_len) + "), got " +
+                                     text(training.seq_len) + "; raise model.max_seq_len"}};
+  }
+  if (training.global_batch_size == 0) {
+    return {{"training.global_batch_size", "expected -1 or a positive integer, got 0"}};
+  }
+  if (training.global_batch_size > 0 &&
+      training.global_batch_size % training.local_batch_size != 0) {
+    return {{"training.global_batch_size", "expected a multiple of training.local_batch_size (" +
+                                               text(training.local_batch_size) + "), got " +
+                                               text(training.global_batch_size)}};
+  }
+  if (config.lr_scheduler.warmup_steps > training.steps) {
+    return {{"lr_scheduler.warmup_steps", "expected at most training.steps (" +
+                                              text(training.steps) + "), got " +
+                                              text(config.lr_scheduler.warmup_steps)}};
+  }
+  if (config.parallelism.data_parallel_shard_degree == 0) {
+    return {{"parallelism.data_parallel_shard_degree", "expected -1 or a positive integer, got 0"}};
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+void complete(TrainConfig& config) {
+  ModelConfig& model = config.model;
+  if (model.num_kv_heads == 0) {
+    model.num_kv_heads = model.num_heads;
+  }
+  if (model.head_dim == 0 && model.num_heads > 0 && model.dim % model.num_heads == 0) {
+    model.head_dim = model.dim / model.num_heads;
+  }
+  if (model.initial_load_path.empty()) {
+    model.attention_bias = model.architecture == "qwen2";
+    model.qk_norm = model.architecture == "qwen3";
+  } else if (config.tokenizer.kind == "huggingface" && config.tokenizer.path.empty()) {
+    config.tokenizer.path = model.initial_load_path;
+  }
+  if (config.validation.local_batch_size == 0) {
+    config.validation.local_batch_size = config.training.local_batch_size;
+  }
+}
+
+std::optional<ConfigProblem> find_problem(const TrainConfig& config) {
+  Problem problem = find_missing(config);
+  if (!problem && (config.model.initial_load_path.empty() || config.model.dim > 0)) {
+    problem = find_shape_problem(config.model);
+  }
+  for (const auto find : {find_tokenizer_problem, find_data_problem, find_training_problem}) {
+    problem = problem ? problem : find(config);
+  }
+  return problem;
+}
+
+void check(const TrainConfig& config) {
+  if (const auto problem = find_problem(config)) {
+    throw ConfigError(problem->key + ": " + problem->text);
+  }
+}
+
+RankPlan plan_ranks(const TrainConfig& config, int64_t world_size) {
+  const TrainingConfig& training = config.training;
+  const int64_t replicate = config.parallelism.data_parallel_replicate_degree;
+  const int64_t asked = config.parallelism.data_parallel_shard_degree;
+  if (world_size < 1) {
+    throw ConfigError("world size: expected at least 1 rank, got " + text(world_size));
+  }
+  const int64_t shard = asked == -1 ? std::max<int64_t>(1, world_size / replicate) : asked;
+  if (replicate * shard != world_size) {
+    throw ConfigError("parallelism: expected data_parallel_replicate_degree (" + text(replicate) +
+                      ") x data_parallel_shard_degree (" + text(asked) + ") to make the " +
+                      text(world_size) + " ranks that were started, got " +
+                      text(replicate * shard) + "; start that many or change the degrees");
+  }
+  RankPlan plan = {.replicate_degree = replicate, .shard_degree = shard};
+  const int64_t windows = training.local_batch_size * world_size;  // of one pass on every rank
+  plan.global_batch_size = training.global_batch_size == -1 ? windows : training.global_batch_size;
+  if (plan.global_batch_size % windows != 0) {
+    const int64_t of_a_rank = plan.global_batch_size / world_size;
+    const int64_t local = std::gcd(of_a_rank, training.local_batch_size);
+    throw ConfigError(
+        "training.global_batch_size: expected a multiple of training.local_batch_size (" +
+        text(training.local_batch_size) + ") x " + text(world_size) + " ranks = " + text(windows) +
+        ", got " + text(plan.global_batch_size) +
+        (plan.global_batch_size % world_size == 0
+             ? "; set training.local_batch_size=" + text(local)
+             : "; set training.global_batch_size=" +
+                   text((plan.global_batch_size / windows + 1) * windows)));
+  }
+  plan.accumulation_steps = plan.global_batch_size / windows;
+  return plan;
+}
+
+}  // namespace narrowgauge::trainer
