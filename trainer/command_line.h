@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace narrowgauge::trainer {
+
+// The arguments of each subcommand as both binaries read them: the front one, narrowgauge, which is
+// free of torch and turns mistakes away in milliseconds, and narrowgauge_torch, which does the work
+// with the same arguments.
+
+// Exit codes of both.
+enum ExitCode : int {
+  kExitDone = 0,
+  kExitFailure = 1,
+  kExitUsage = 2,     // bad arguments or configuration
+  kExitStopped = 75,  // stopped by a signal after a checkpoint: start again to resume
+};
+
+// Arguments that make no sense; what() says what was expected. Programs end with kExitUsage.
+struct UsageError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+struct TrainOptions {
+  std::string config_path;
+  std::vector<std::string> overrides;
+};
+
+struct ValidateOptions {
+  std::string config_path;
+  std::vector<std::string> overrides;
+  std::optional<int64_t> world_size;
+};
+
+struct GenerateOptions {
+  std::string model;      // Hugging Face directory, or a run directory with hf/ in it
+  std::string tokenizer;  // empty: the model's; else "bytes", a tokenizer file or its directory
+  std::string prompt;
+  int64_t max_new_tokens = 100;
+  double temperature = 0.8;
+  double top_p = 0.95;
+  int64_t seed = 42;
+  std::string device = "auto";
+  bool json = false;
+};
+
+struct EvalOptions {
+  std::string model;
+  std::string tokenizer;
+  std::vector<std::string> tasks = {"perplexity"};
+  std::vector<std::string> data;
+  int64_t seq_len = 0;  // 0: the model's longest, at most 2048
+  std::string device = "auto";
+  bool json = false;
+};
+
+struct ExportOptions {
+  std::string run;
+  std::string output;             // empty: <run>/hf
+  std::string dtype = "float32";  // float32 | bfloat16
+  int64_t step = -1;              // -1: the newest checkpoint
+};
+
+struct ImportOptions {
+  std::string from;  // llama2.c .bin file, or Hugging Face directory
+  std::string output;
+};
+
+// Each takes the arguments after the subcommand's name and throws UsageError.
+TrainOptions parse_train(std::span<const std::string> arguments);
+ValidateOptions parse_validate(std::span<const std::string> arguments);
+GenerateOptions parse_generate(std::span<const std::string> arguments);
+EvalOptions parse_eval(std::span<const std::string> arguments);
+ExportOptions parse_export(std::span<const std::string> arguments);
+ImportOptions parse_import(std::span<const std::string> arguments);
+
+// Usage, options with their defaults and examples of the subcommand. REQUIRES: one of the six
+// above.
+std::string command_help(std::string_view command);
+
+// --help or -h stands among the arguments, before any "--".
+bool asks_for_help(std::span<const std::string> arguments);
+
+}  // namespace narrowgauge::trainer
