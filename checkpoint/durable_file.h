@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+namespace narrowgauge::checkpoint {
+
+// A file that appears under its name only when complete and on the disk.
+//
+// Bytes go to PATH.tmp; commit() makes them durable and renames. A crash at any moment leaves the
+// old file or the new one, never a mixture. Every failure (folder missing, disk full, file-size
+// limit) throws std::runtime_error naming the file, and the temporary is removed.
+// Not thread-safe.
+class DurableFile {
+ public:
+  explicit DurableFile(std::filesystem::path path);
+  // Removes the temporary unless committed.
+  ~DurableFile();
+  DurableFile(const DurableFile&) = delete;
+  DurableFile& operator=(const DurableFile&) = delete;
+
+  // Writes all `size` bytes at `offset`; regions may come in any order.
+  void write_at(uint64_t offset, const void* data, size_t size);
+
+  // fsync, rename, fsync of the folder. Nothing may be written afterwards.
+  void commit();
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const;
+
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;
+  int descriptor_ = -1;
+  bool committed_ = false;
+};
+
+// A whole small file, through DurableFile.
+void write_durable_file(const std::filesystem::path& path, std::string_view contents);
+
+// Throws std::runtime_error naming the file and the reason; also when it exceeds `max_bytes`, so
+// that a file that is not what it claims to be is not read into memory.
+std::string read_file(const std::filesystem::path& path, uint64_t max_bytes = uint64_t{1} << 30);
+
+// Makes the entries of a folder durable.
+void sync_directory(const std::filesystem::path& directory);
+
+// Makes the folder `from` appear as `to` and its entry durable. A folder already there is swapped
+// out in one step, so that `to` exists at every moment, and then deleted.
+void replace_directory(const std::filesystem::path& from, const std::filesystem::path& to);
+
+}  // namespace narrowgauge::checkpoint
