@@ -56,9 +56,9 @@ class HuggingFaceDirectory {
 };
 
 struct HuggingFaceWriteOptions {
-  at::ScalarType dtype = at::kBFloat16;                // of all weights: kFloat, kBFloat16 or kHalf
-  int64_t max_shard_bytes = 5'000'000'000;             // a larger tensor gets a file of its own
-  std::vector<std::filesystem::path> tokenizer_files;  // copied under their own names
+  at::ScalarType dtype = at::kBFloat16;     // of all weights: kFloat, kBFloat16 or kHalf
+  int64_t max_shard_bytes = 5'000'000'000;  // a larger tensor gets a file of its own
+  std::vector<std::filesystem::path> tokenizer_files = {};  // copied under their own names
 };
 
 // Writes `directory` so that transformers loads it: config.json, generation_config.json and the
