@@ -6,8 +6,8 @@
 namespace narrowgauge::nn {
 namespace {
 
-// Token i of the new ones sees every cached token and the new ones up to itself: [t, length + t], true where
-// it may look.
+// Token i of the new ones sees every cached token and the new ones up to itself: [t, length + t],
+// true where it may look.
 at::Tensor causal_mask_behind_cache(int64_t t, int64_t total, at::Device device) {
   const at::Tensor rows = at::arange(total - t, total, at::TensorOptions(device).dtype(at::kLong));
   const at::Tensor columns = at::arange(total, at::TensorOptions(device).dtype(at::kLong));
@@ -21,9 +21,10 @@ SelfAttention::SelfAttention(const TransformerConfig& config, int64_t layer,
     : layer_(layer), num_heads_(config.num_heads), num_kv_heads_(config.num_kv_heads) {
   const int64_t q_features = config.num_heads * config.head_dim;
   const int64_t kv_features = config.num_kv_heads * config.head_dim;
-  add_child("qkv_proj", qkv_proj,
-            std::make_shared<Linear>(
-                LinearSpec{config.dim, q_features + 2 * kv_features, config.attention_bias}, options));
+  add_child(
+      "qkv_proj", qkv_proj,
+      std::make_shared<Linear>(
+          LinearSpec{config.dim, q_features + 2 * kv_features, config.attention_bias}, options));
   if (config.qk_norm) {
     add_child("q_norm", q_norm,
               std::make_shared<RMSNorm>(config.head_dim, config.norm_eps, options));

@@ -21,8 +21,9 @@ struct AttentionContext {
   KVCache* cache = nullptr;    // null in training
 };
 
-// Causal self-attention with grouped queries. q, k and v come from one projection (one matrix product, one
-// cast); its rows are [q: num_heads * head_dim; k: num_kv_heads * head_dim; v: the same].
+// Causal self-attention with grouped queries. q, k and v come from one projection (one matrix
+// product, one cast); its rows are [q: num_heads * head_dim; k: num_kv_heads * head_dim; v: the
+// same].
 class SelfAttention : public Layer {
  public:
   SelfAttention(const TransformerConfig& config, int64_t layer, const at::TensorOptions& options);

@@ -14,7 +14,8 @@ namespace {
 
 constexpr int64_t kShortestRotaryTable = 128;  // so that generation does not grow it token by token
 
-// The children "0", "1", ... of "layers": only there so that names read layers.0.self_attn as elsewhere.
+// The children "0", "1", ... of "layers": only there so that names read layers.0.self_attn as
+// elsewhere.
 class BlockList : public Layer {
  public:
   explicit BlockList(std::vector<std::shared_ptr<TransformerBlock>>& blocks) {
@@ -36,9 +37,8 @@ FeedForward::FeedForward(const TransformerConfig& config, const at::TensorOption
 }
 
 at::Tensor FeedForward::operator()(const at::Tensor& x) {
-  return hooked(x, [this](const at::Tensor& input) {
-    return (*down_proj)(swiglu((*gate_up_proj)(input)));
-  });
+  return hooked(
+      x, [this](const at::Tensor& input) { return (*down_proj)(swiglu((*gate_up_proj)(input))); });
 }
 
 TransformerBlock::TransformerBlock(const TransformerConfig& config, int64_t layer,
@@ -82,8 +82,7 @@ at::Tensor Transformer::operator()(const at::Tensor& tokens, KVCache* cache) {
 
 at::Tensor Transformer::loss_sum(const at::Tensor& tokens, const at::Tensor& targets) {
   return hooked(tokens, [&](const at::Tensor& ids) {
-    return cross_entropy_sum(logits(ids, nullptr).flatten(0, 1), targets.flatten(),
-                             kIgnoredTarget);
+    return cross_entropy_sum(logits(ids, nullptr).flatten(0, 1), targets.flatten(), kIgnoredTarget);
   });
 }
 

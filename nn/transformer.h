@@ -28,10 +28,12 @@ class FeedForward : public Layer {
   std::shared_ptr<Linear> down_proj;     // ffn_dim -> dim
 };
 
-// x + attention(norm(x)), then that + feed-forward(norm(that)). The unit of sharding and of recomputation.
+// x + attention(norm(x)), then that + feed-forward(norm(that)). The unit of sharding and of
+// recomputation.
 class TransformerBlock : public Layer {
  public:
-  TransformerBlock(const TransformerConfig& config, int64_t layer, const at::TensorOptions& options);
+  TransformerBlock(const TransformerConfig& config, int64_t layer,
+                   const at::TensorOptions& options);
 
   // x: [batch, t, dim] -> [batch, t, dim].
   at::Tensor operator()(const at::Tensor& x, const AttentionContext& context);
@@ -42,21 +44,22 @@ class TransformerBlock : public Layer {
   std::shared_ptr<FeedForward> mlp;
 };
 
-// A Llama-family decoder. Parameters carry the Hugging Face names without the prefix "model.", except that
-// q, k and v are one qkv_proj and gate and up one gate_up_proj. Built on any device, meta included; see
-// nn/initialize.h for the values. It knows nothing of how it is trained: conversions swap its Linears,
-// sharding wraps its blocks.
+// A Llama-family decoder. Parameters carry the Hugging Face names without the prefix "model.",
+// except that q, k and v are one qkv_proj and gate and up one gate_up_proj. Built on any device,
+// meta included; see nn/initialize.h for the values. It knows nothing of how it is trained:
+// conversions swap its Linears, sharding wraps its blocks.
 class Transformer : public Layer {
  public:
   Transformer(const TransformerConfig& config, const at::TensorOptions& options);
 
-  // tokens: [batch, t] int64. Returns logits [batch, t, vocab_size] in the parameters' dtype. With a cache,
-  // the tokens follow those in the cache and are added to it.
+  // tokens: [batch, t] int64. Returns logits [batch, t, vocab_size] in the parameters' dtype. With
+  // a cache, the tokens follow those in the cache and are added to it.
   at::Tensor operator()(const at::Tensor& tokens, KVCache* cache = nullptr);
 
-  // The training objective: the sum over valid targets of -log p(target), a scalar in fp32. targets: as
-  // tokens, kIgnoredTarget where there is nothing to predict. The caller divides by the number of valid
-  // targets of the whole global batch, so that ranks and micro-batches weigh by their tokens.
+  // The training objective: the sum over valid targets of -log p(target), a scalar in fp32.
+  // targets: as tokens, kIgnoredTarget where there is nothing to predict. The caller divides by the
+  // number of valid targets of the whole global batch, so that ranks and micro-batches weigh by
+  // their tokens.
   at::Tensor loss_sum(const at::Tensor& tokens, const at::Tensor& targets);
 
   const TransformerConfig& config() const { return config_; }

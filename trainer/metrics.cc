@@ -76,11 +76,12 @@ void MetricsLog::log_step(const StepMetrics& metrics) {
 }
 
 void MetricsLog::log_validation(int64_t step, double loss, int64_t tokens, double seconds) {
-  write_line(nlohmann::ordered_json{{"step", step},
-                                    {"validation_loss", loss},
-                                    {"validation_tokens", tokens},
-                                    {"validation_seconds", seconds}}
-                 .dump());
+  write_line(nlohmann::ordered_json{
+      {"step", step},
+      {"validation_loss", loss},
+      {"validation_tokens", tokens},
+      {"validation_seconds",
+       seconds}}.dump());
 }
 
 void MetricsLog::write_line(const std::string& line) {
@@ -114,10 +115,10 @@ ProgressLine::~ProgressLine() {
 void ProgressLine::update(const StepMetrics& metrics) {
   const bool is_first = metrics.step == first_step_;
   // The first step warms caches up; it would spoil the ETA.
-  step_seconds_average_ = metrics.step <= first_step_ + 1
-                              ? metrics.step_seconds
-                              : kAverageDecay * step_seconds_average_ +
-                                    (1 - kAverageDecay) * metrics.step_seconds;
+  step_seconds_average_ =
+      metrics.step <= first_step_ + 1
+          ? metrics.step_seconds
+          : kAverageDecay * step_seconds_average_ + (1 - kAverageDecay) * metrics.step_seconds;
   const double now = now_seconds();
   const bool is_due = is_terminal_ || is_first || metrics.step == total_steps_ ||
                       metrics.step % log_interval_ == 0 ||
@@ -128,13 +129,14 @@ void ProgressLine::update(const StepMetrics& metrics) {
   last_line_seconds_ = now;
   const std::string eta =
       duration_text(static_cast<double>(total_steps_ - metrics.step) * step_seconds_average_);
-  std::fprintf(stderr,
-               "%sstep %ld/%ld  loss %.4f  grad_norm %.4f  lr %.2e  %.0f tokens/s  memory %.2f GiB  "
-               "ETA %s%s",
-               is_terminal_ ? "\r\033[K" : "", metrics.step, total_steps_, metrics.loss,
-               metrics.grad_norm, metrics.lr, metrics.tokens_per_second,
-               static_cast<double>(metrics.peak_memory_bytes) / (1 << 30), eta.c_str(),
-               is_terminal_ ? "" : "\n");
+  std::fprintf(
+      stderr,
+      "%sstep %ld/%ld  loss %.4f  grad_norm %.4f  lr %.2e  %.0f tokens/s  memory %.2f GiB  "
+      "ETA %s%s",
+      is_terminal_ ? "\r\033[K" : "", metrics.step, total_steps_, metrics.loss, metrics.grad_norm,
+      metrics.lr, metrics.tokens_per_second,
+      static_cast<double>(metrics.peak_memory_bytes) / (1 << 30), eta.c_str(),
+      is_terminal_ ? "" : "\n");
   std::fflush(stderr);
   line_open_ = is_terminal_;
 }

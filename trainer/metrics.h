@@ -14,15 +14,17 @@ struct StepMetrics {
   double lr = 0;
   double tokens_per_second = 0;  // of all ranks
   double step_seconds = 0;
-  int64_t peak_memory_bytes = 0;  // of this process (resident) or its GPU (allocated), largest so far
-  int64_t tokens_seen = 0;        // since step 1, resumed runs included
+  int64_t peak_memory_bytes =
+      0;                    // of this process (resident) or its GPU (allocated), largest so far
+  int64_t tokens_seen = 0;  // since step 1, resumed runs included
 };
 
-// <run>/metrics.jsonl: one JSON object a line, flushed line by line so that a killed run loses none.
+// <run>/metrics.jsonl: one JSON object a line, flushed line by line so that a killed run loses
+// none.
 class MetricsLog {
  public:
-  // Keeps the lines of steps up to `last_step` and drops later ones (and a torn last line): a resumed run
-  // repeats those steps. Throws std::runtime_error if the file can not be written.
+  // Keeps the lines of steps up to `last_step` and drops later ones (and a torn last line): a
+  // resumed run repeats those steps. Throws std::runtime_error if the file can not be written.
   MetricsLog(const std::string& path, int64_t last_step);
 
   void log_step(const StepMetrics& metrics);
@@ -38,8 +40,8 @@ class MetricsLog {
 // Largest resident set of this process so far, in bytes.
 int64_t peak_resident_bytes();
 
-// Progress on standard error: one line rewritten in place on a terminal, a plain line every few seconds
-// elsewhere.
+// Progress on standard error: one line rewritten in place on a terminal, a plain line every few
+// seconds elsewhere.
 class ProgressLine {
  public:
   // `total_steps` is the last step's number. REQUIRES: first_step <= total_steps.

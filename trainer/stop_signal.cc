@@ -1,8 +1,8 @@
 #include "trainer/stop_signal.h"
 
-#include <csignal>
 #include <array>
 #include <atomic>
+#include <csignal>
 
 namespace narrowgauge::trainer {
 namespace {
@@ -14,7 +14,8 @@ struct NamedSignal {
 constexpr std::array<NamedSignal, 3> kSignals = {
     {{SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}, {SIGUSR1, "SIGUSR1"}}};
 
-// A signal handler can reach nothing but process-wide state; a lock-free atomic is what it may write.
+// A signal handler can reach nothing but process-wide state; a lock-free atomic is what it may
+// write.
 std::atomic<int> received_number{0};
 static_assert(std::atomic<int>::is_always_lock_free);
 

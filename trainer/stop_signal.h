@@ -5,9 +5,9 @@
 
 namespace narrowgauge::trainer {
 
-// Turns SIGTERM, SIGINT and SIGUSR1 into a request that the training loop reads between steps. While one
-// lives, a first signal only sets the request; a second SIGINT ends the process at once (an impatient
-// Ctrl-C). At most one may live in a process: signals belong to the process.
+// Turns SIGTERM, SIGINT and SIGUSR1 into a request that the training loop reads between steps.
+// While one lives, a first signal only sets the request; a second SIGINT ends the process at once
+// (an impatient Ctrl-C). At most one may live in a process: signals belong to the process.
 class StopSignal {
  public:
   StopSignal();

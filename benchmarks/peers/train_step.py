@@ -1,0 +1,116 @@
+"""The peer of configs/bench/llama_12m.yaml: the same model, batch and optimizer in PyTorch, eager or torch.compile.
+
+Prints one JSON object: the seconds of each step after the warm-up, tokens a step, peak resident bytes and the
+last loss. Usage: train_step.py [--steps N] [--warmup N] [--threads N] [--compile] [shape options]
+"""
+import argparse
+import json
+import resource
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        return F.rms_norm(x, (x.shape[-1],), self.weight, 1e-5)
+
+
+def rotary_table(length, head_dim, theta):
+    inv_freq = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    angles = torch.outer(torch.arange(length).float(), inv_freq)
+    return torch.cos(angles), torch.sin(angles)
+
+
+def rotate(x, cos, sin):
+    a, b = x.float().chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+class Block(nn.Module):
+    def __init__(self, dim, num_heads, num_kv_heads, ffn_dim):
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
+        kv_dim = num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(dim, kv_dim, bias=False)
+        self.v_proj = nn.Linear(dim, kv_dim, bias=False)
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+        self.gate_proj = nn.Linear(dim, ffn_dim, bias=False)
+        self.up_proj = nn.Linear(dim, ffn_dim, bias=False)
+        self.down_proj = nn.Linear(ffn_dim, dim, bias=False)
+        self.input_layernorm, self.post_attention_layernorm = RMSNorm(dim), RMSNorm(dim)
+
+    def forward(self, x, cos, sin):
+        batch, length, dim = x.shape
+        y = self.input_layernorm(x)
+        q = self.q_proj(y).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
+        k = self.k_proj(y).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v_proj(y).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=self.num_heads != self.num_kv_heads)
+        x = x + self.o_proj(attended.transpose(1, 2).reshape(batch, length, dim))
+        y = self.post_attention_layernorm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y))
+
+
+class Llama(nn.Module):
+    def __init__(self, vocab_size, dim, num_layers, num_heads, num_kv_heads, ffn_dim, seq_len, theta=10000.0):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, dim)
+        self.layers = nn.ModuleList(Block(dim, num_heads, num_kv_heads, ffn_dim) for _ in range(num_layers))
+        self.norm = RMSNorm(dim)
+        self.lm_head = nn.Linear(dim, vocab_size, bias=False)
+        cos, sin = rotary_table(seq_len, dim // num_heads, theta)
+        self.register_buffer("cos", cos)
+        self.register_buffer("sin", sin)
+
+    def forward(self, tokens, targets):
+        x = self.embed_tokens(tokens)
+        for block in self.layers:
+            x = block(x, self.cos, self.sin)
+        return F.cross_entropy(self.lm_head(self.norm(x)).float().flatten(0, 1), targets.flatten())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    shape = dict(vocab_size=4096, dim=384, num_layers=6, num_heads=6, num_kv_heads=2, ffn_dim=1024, seq_len=256,
+                 batch_size=8)
+    for name, default in dict(steps=12, warmup=3, threads=2, **shape).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model = Llama(args.vocab_size, args.dim, args.num_layers, args.num_heads, args.num_kv_heads, args.ffn_dim,
+                  args.seq_len)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+    run = torch.compile(model) if args.compile else model
+    tokens = torch.randint(0, args.vocab_size, (args.batch_size, args.seq_len))
+    targets = torch.randint(0, args.vocab_size, (args.batch_size, args.seq_len))
+    seconds = []
+    for _ in range(args.warmup + args.steps):
+        started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            loss = run(tokens, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        seconds.append(time.perf_counter() - started)
+    print(json.dumps(dict(
+        step_seconds=seconds[args.warmup:], tokens_per_step=args.batch_size * args.seq_len, loss=loss.item(),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Training-step speed beside PyTorch, both in one run, in turn.
+
+Usage (from the repository root, in the pinned environment):
+    third_party/site/../../../bin/python benchmarks/train_step.py [--rounds 3] [--steps 12] [--threads 2]
+        [--compile] [--dtype bfloat16|float32] [--json FILE]
+
+Each round runs every contestant once as a fresh process on configs/bench/llama_12m.yaml's model; a figure is
+the median over all rounds' steps. Times on a shared machine drift: only the ratio is worth quoting.
+"""
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+WARMUP_STEPS = 3
+
+
+def run_narrowgauge(args):
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            ROOT / "narrowgauge", "train", ROOT / "configs/bench/llama_12m.yaml", f"job.run_dir={folder}/run",
+            f"training.steps={args.steps + WARMUP_STEPS}", f"training.num_threads={args.threads}",
+            f"training.mixed_precision_param={args.dtype}", "checkpoint.enable=false", "export.enable=false"]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        lines = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
+    steps = [line for line in lines if "loss" in line]
+    seconds = [line["step_seconds"] for line in steps][WARMUP_STEPS:]
+    tokens = steps[-1]["tokens_seen"] // steps[-1]["step"]
+    return dict(step_seconds=seconds, tokens_per_step=tokens, loss=steps[-1]["loss"],
+                peak_memory_bytes=steps[-1]["peak_memory_bytes"])
+
+
+def run_peer(args, compiled):
+    command = [sys.executable, ROOT / "benchmarks/peers/train_step.py", f"--steps={args.steps}",
+               f"--warmup={WARMUP_STEPS}", f"--threads={args.threads}", f"--dtype={args.dtype}"]
+    output = subprocess.run(command + (["--compile"] if compiled else []), check=True, capture_output=True, text=True)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def first_step_seconds(args):
+    """Process start to the end of a process that trains one step."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        subprocess.run([ROOT / "narrowgauge", "train", ROOT / "configs/bench/llama_12m.yaml",
+                        f"job.run_dir={folder}/run", "training.steps=1", f"training.num_threads={args.threads}",
+                        "checkpoint.enable=false", "export.enable=false"], check=True, stderr=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as a third contestant")
+    parser.add_argument("--json", help="write every figure here")
+    args = parser.parse_args()
+    contestants = {"narrowgauge": run_narrowgauge, "PyTorch eager": lambda a: run_peer(a, False)}
+    if args.compile:
+        contestants["torch.compile"] = lambda a: run_peer(a, True)
+    results = {name: [] for name in contestants}
+    for round_number in range(1, args.rounds + 1):
+        for name, run in contestants.items():
+            results[name].append(run(args))
+            median = statistics.median(results[name][-1]["step_seconds"])
+            print(f"round {round_number}/{args.rounds}  {name:14}  {1000 * median:7.1f} ms a step", file=sys.stderr)
+    table = {}
+    for name, runs in results.items():
+        median = statistics.median(s for run in runs for s in run["step_seconds"])
+        table[name] = dict(step_ms=1000 * median, tokens_per_second=runs[0]["tokens_per_step"] / median,
+                           peak_memory_mib=max(run["peak_memory_bytes"] for run in runs) / 2**20)
+    ours = table["narrowgauge"]
+    ours["first_step_seconds"] = statistics.median(first_step_seconds(args) for _ in range(args.rounds))
+    print(f"{args.dtype}, {args.threads} threads, median of {args.rounds} x {args.steps} steps")
+    print(f"{'':14} {'ms/step':>8} {'tokens/s':>9} {'peak MiB':>9} {'ours / it':>10}")
+    for name, row in table.items():
+        ratio = ours["tokens_per_second"] / row["tokens_per_second"]
+        print(f"{name:14} {row['step_ms']:8.1f} {row['tokens_per_second']:9.0f} {row['peak_memory_mib']:9.0f} {ratio:10.2f}")
+    print(f"process start to the end of one step: {ours['first_step_seconds']:.2f} s")
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps(dict(arguments=vars(args), table=table, runs=results), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+#include "trainer/build_model.h"
+
+#include <optional>
+
+#include "checkpoint/huggingface_directory.h"
+#include "fsdp/fully_shard.h"
+#include "nn/initialize.h"
+#include "trainer/dtype.h"
+
+namespace narrowgauge::trainer {
+namespace {
+
+fsdp::FullyShardOptions shard_options(const TrainConfig& config) {
+  fsdp::FullyShardOptions options;
+  options.mp_policy.param_dtype = parse_dtype(config.training.mixed_precision_param);
+  options.mp_policy.reduce_dtype = parse_dtype(config.training.mixed_precision_reduce);
+  if (config.parallelism.fsdp_reshard_after_forward != "default") {
+    options.reshard_after_forward = config.parallelism.fsdp_reshard_after_forward == "always";
+  }
+  return options;
+}
+
+fsdp::ShardInitializer initializer(const TrainConfig& config) {
+  if (config.model.initial_load_path.empty()) {
+    return [&config](const std::string& fqn, const at::Tensor& shard, int64_t row_begin) {
+      nn::initialize_parameter(config.model, static_cast<uint64_t>(config.training.seed), fqn,
+                               shard, row_begin);
+    };
+  }
+  auto directory = std::make_shared<checkpoint::HuggingFaceDirectory>(
+      checkpoint::HuggingFaceDirectory::open(config.model.initial_load_path));
+  directory->validate();
+  return [directory](const std::string& fqn, const at::Tensor& shard, int64_t row_begin) {
+    shard.copy_(directory->rows(fqn, row_begin, row_begin + shard.size(0)));
+  };
+}
+
+}  // namespace
+
+std::shared_ptr<nn::Transformer> build_model(const TrainConfig& config,
+                                             const comm::DeviceMesh& mesh, at::Device device) {
+  auto model = std::make_shared<nn::Transformer>(
+      config.model, at::TensorOptions().device(at::kMeta).dtype(at::kFloat));
+  const fsdp::FullyShardOptions options = shard_options(config);
+  for (const auto& block : model->layers) {
+    fsdp::fully_shard(*block, mesh, options);
+  }
+  fsdp::fully_shard(*model, mesh, options);
+  fsdp::materialize(*model, device, initializer(config));
+  return model;
+}
+
+}  // namespace narrowgauge::trainer

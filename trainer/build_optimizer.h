@@ -1,0 +1,21 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "fsdp/fully_shard.h"
+#include "optim/lr_scheduler.h"
+#include "optim/optimizer.h"
+#include "trainer/config.h"
+
+namespace narrowgauge::trainer {
+
+// The optimizer that section `optimizer` describes, over this rank's shards. Weight decay leaves out norms,
+// biases and embeddings unless optimizer.decay_norms_and_embeddings is set.
+std::unique_ptr<optim::Optimizer> build_optimizer(
+    const TrainConfig& config, const std::vector<fsdp::ShardedParameter>& parameters);
+
+// Section `lr_scheduler` over training.steps.
+optim::LrScheduler build_lr_scheduler(const TrainConfig& config);
+
+}  // namespace narrowgauge::trainer

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "data/tokenizer.h"
+#include "nn/transformer_config.h"
+
+namespace narrowgauge::trainer {
+
+// Writes `directory` in Hugging Face form: config.json, weights in `dtype` and the files of `tokenizer` (which
+// may be null). full_parameter gives each whole parameter by name; see
+// checkpoint::write_huggingface_directory for the order of its calls and the errors.
+void export_huggingface_directory(const std::filesystem::path& directory,
+                                  const nn::TransformerConfig& config,
+                                  const data::Tokenizer* tokenizer, at::ScalarType dtype,
+                                  const std::function<at::Tensor(const std::string&)>& full_parameter);
+
+}  // namespace narrowgauge::trainer

@@ -1,0 +1,1 @@
+#include "trainer/run_checkpoint.h"

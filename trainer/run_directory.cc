@@ -1,0 +1,101 @@
+#include "trainer/run_directory.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <set>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "trainer/config_reader.h"
+#include "trainer/config_schema.h"
+#include "trainer/config_writer.h"
+
+namespace narrowgauge::trainer {
+namespace {
+
+// Keys that make a run what it is: with another value of one of them, going on from its checkpoints
+// would silently train something else.
+bool identifies_run(const ConfigKey& key) {
+  static const std::set<std::string> kKeys = {"training.seq_len", "training.seed",
+                                              "data.train",       "data.validation",
+                                              "data.text_field",  "data.validation_fraction"};
+  return key.section == "model" || key.section == "tokenizer" || kKeys.contains(key.path());
+}
+
+std::string describe_change(const ConfigKey& key, const TrainConfig& before,
+                            const TrainConfig& now) {
+  return key.path() + ": " + format_value(key, before) + " -> " + format_value(key, now);
+}
+
+int lock_file(const std::filesystem::path& path) {
+  const int descriptor = ::open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644);
+  if (descriptor < 0) {
+    throw std::runtime_error("cannot write " + path.string() + ": " + std::strerror(errno));
+  }
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
+    ::close(descriptor);
+    throw std::runtime_error("another process trains in " + path.parent_path().string() +
+                             "; wait for it or choose another job.run_dir");
+  }
+  return descriptor;
+}
+
+}  // namespace
+
+RunDirectory RunDirectory::open(const TrainConfig& config) {
+  RunDirectory run = attach(config);
+  std::error_code error;
+  std::filesystem::create_directories(run.path_, error);
+  if (error) {
+    throw std::runtime_error("cannot create job.run_dir " + run.path_.string() + ": " +
+                             error.message());
+  }
+  run.lock_descriptor_ = lock_file(run.path_ / "lock");
+  if (std::filesystem::exists(run.config_file())) {
+    const TrainConfig before = read_config(run.config_file(), {});
+    for (const ConfigKey& key : config_schema()) {
+      const bool left_to_tokenizer =
+          key.path() == "model.vocab_size" && config.model.vocab_size == 0;
+      if (left_to_tokenizer || format_value(key, before) == format_value(key, config)) {
+        continue;
+      }
+      if (identifies_run(key)) {
+        throw ConfigError("job.run_dir " + run.path_.string() + " holds another run (" +
+                          describe_change(key, before, config) +
+                          "); choose another job.run_dir or remove that folder");
+      }
+      run.changes_.push_back(describe_change(key, before, config));
+    }
+  }
+  return run;
+}
+
+RunDirectory RunDirectory::attach(const TrainConfig& config) {
+  return RunDirectory(config.job.run_dir);
+}
+
+RunDirectory::~RunDirectory() {
+  if (lock_descriptor_ >= 0) {
+    ::close(lock_descriptor_);
+  }
+}
+
+RunDirectory::RunDirectory(RunDirectory&& other) noexcept
+    : path_(std::move(other.path_)),
+      changes_(std::move(other.changes_)),
+      lock_descriptor_(std::exchange(other.lock_descriptor_, -1)) {}
+
+void RunDirectory::write_config(const TrainConfig& config) const {
+  const std::filesystem::path temporary = config_file().string() + ".tmp";
+  std::ofstream(temporary) << to_yaml(config) << std::flush;
+  std::filesystem::rename(temporary, config_file());
+}
+
+}  // namespace narrowgauge::trainer

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "trainer/config.h"
+
+namespace narrowgauge::trainer {
+
+// The folder of one run (its files are listed in README.md). While an object lives, no other
+// process can open the same run.
+class RunDirectory {
+ public:
+  // Creates the folder, or takes up the run it holds. Throws ConfigError if the folder holds a run
+  // of another model, tokenizer or data, and std::runtime_error if another process trains in it.
+  // Rank 0 alone opens; the other ranks use `attach`.
+  static RunDirectory open(const TrainConfig& config);
+
+  // The same paths without lock or checks.
+  static RunDirectory attach(const TrainConfig& config);
+
+  ~RunDirectory();
+  RunDirectory(RunDirectory&& other) noexcept;
+  RunDirectory(const RunDirectory&) = delete;
+  RunDirectory& operator=(const RunDirectory&) = delete;
+  RunDirectory& operator=(RunDirectory&&) = delete;
+
+  std::filesystem::path path() const { return path_; }
+  std::filesystem::path config_file() const { return path_ / "config.yaml"; }
+  std::filesystem::path metrics_file() const { return path_ / "metrics.jsonl"; }
+  std::filesystem::path samples_file() const { return path_ / "samples.jsonl"; }
+  std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
+  std::filesystem::path tokenizer() const { return path_ / "tokenizer"; }
+  std::filesystem::path huggingface() const { return path_ / "hf"; }
+
+  // What differs from the configuration the run was last started with, as "key: before -> now".
+  const std::vector<std::string>& changes() const { return changes_; }
+
+  // Replaces config.yaml by the resolved `config`; called once the run is known to start.
+  void write_config(const TrainConfig& config) const;
+
+ private:
+  explicit RunDirectory(std::filesystem::path path) : path_(std::move(path)) {}
+
+  std::filesystem::path path_;
+  std::vector<std::string> changes_;
+  int lock_descriptor_ = -1;
+};
+
+}  // namespace narrowgauge::trainer
