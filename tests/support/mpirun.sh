@@ -1,0 +1,10 @@
+# Sourced: mpirun_ranks N COMMAND... runs N ranks of COMMAND on this host, any number on any number
+# of cores. vader's single-copy mechanism needs a system call that containers often forbid.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_btl=self,vader OMPI_MCA_btl_vader_single_copy_mechanism=none
+
+mpirun_ranks() {
+  local ranks=$1
+  shift
+  NARROWGAUGE_TEST_RANKS=$ranks mpirun --oversubscribe --bind-to none -np "$ranks" "$@"
+}
