@@ -1,9 +1,16 @@
 #include "nn/cross_entropy.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
-#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "nn/kernel_dispatch.h"
+#include "nn/kernels/cross_entropy.h"
 
 namespace narrowgauge::nn {
 namespace {
@@ -15,6 +22,67 @@ void check_arguments(const at::Tensor& logits, const at::Tensor& targets) {
   TORCH_CHECK(targets.scalar_type() == at::kLong, "expected int64 targets, got ",
               targets.scalar_type());
 }
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+void check_targets(const at::Tensor& targets, int64_t vocab, int64_t ignore_index) {
+  const auto* target = targets.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < targets.numel(); ++i) {
+    TORCH_CHECK(target[i] == ignore_index || (target[i] >= 0 && target[i] < vocab),
+                "expected targets in [0, ", vocab, ") or ", ignore_index, ", got ", target[i],
+                " at position ", i, "; is the vocabulary smaller than the tokenizer's?");
+  }
+}
+
+struct CrossEntropySum : torch::autograd::Function<CrossEntropySum> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& targets, int64_t ignore_index) {
+    const at::Tensor logits = input.contiguous();
+    const int64_t rows = logits.size(0);
+    const int64_t vocab = logits.size(1);
+    const at::Tensor log_sum_exp = at::empty({rows}, logits.options().dtype(at::kFloat));
+    const at::Tensor loss = at::empty_like(log_sum_exp);
+    with_element_type(logits, [&](auto element) {
+      using T = decltype(element);
+      at::parallel_for(0, rows, grain_rows(vocab), [&](int64_t begin, int64_t end) {
+        kernels::cross_entropy(
+            const_pointer<T>(logits) + begin * vocab, targets.const_data_ptr<int64_t>() + begin,
+            log_sum_exp.mutable_data_ptr<float>() + begin, loss.mutable_data_ptr<float>() + begin,
+            end - begin, vocab, ignore_index);
+      });
+    });
+    double sum = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      sum += loss.const_data_ptr<float>()[row];
+    }
+    context->save_for_backward({logits, targets, log_sum_exp});
+    context->saved_data["ignore_index"] = ignore_index;
+    return at::full({}, sum, log_sum_exp.options());
+  }
+
+  static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "expected a first derivative, got create_graph; cross_entropy_sum is "
+                "differentiable once");
+    const auto saved = context->get_saved_variables();
+    const at::Tensor& logits = saved[0];
+    const int64_t vocab = logits.size(1);
+    const int64_t ignore_index = context->saved_data["ignore_index"].toInt();
+    const auto grad_loss = grads[0].item<float>();
+    const at::Tensor grad = at::empty_like(logits);
+    with_element_type(logits, [&](auto element) {
+      using T = decltype(element);
+      at::parallel_for(0, logits.size(0), grain_rows(vocab), [&](int64_t begin, int64_t end) {
+        kernels::cross_entropy_backward(
+            const_pointer<T>(logits) + begin * vocab, saved[1].const_data_ptr<int64_t>() + begin,
+            saved[2].const_data_ptr<float>() + begin, grad_loss,
+            mutable_pointer<T>(grad) + begin * vocab, end - begin, vocab, ignore_index);
+      });
+    });
+    return {grad, at::Tensor(), at::Tensor()};
+  }
+};
 
 }  // namespace
 
@@ -31,7 +99,13 @@ at::Tensor cross_entropy_sum_reference(const at::Tensor& logits, const at::Tenso
 
 at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& targets,
                              int64_t ignore_index) {
-  return cross_entropy_sum_reference(logits, targets, ignore_index);
+  if (!has_cpu_kernel(logits)) {
+    return cross_entropy_sum_reference(logits, targets, ignore_index);
+  }
+  check_arguments(logits, targets);
+  const at::Tensor packed = targets.contiguous();
+  check_targets(packed, logits.size(1), ignore_index);
+  return CrossEntropySum::apply(logits, packed, ignore_index);
 }
 
 }  // namespace narrowgauge::nn

@@ -1,14 +1,18 @@
 #include "nn/rotary_embedding.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/outer.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/where.h>
-#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <numbers>
 
+#include "nn/kernel_dispatch.h"
+#include "nn/kernels/rotary_embedding.h"
 #include "nn/rms_norm.h"
 
 namespace narrowgauge::nn {
@@ -49,6 +53,11 @@ at::Tensor inverse_frequencies(const TransformerConfig& config) {
 
 void check_arguments(const at::Tensor& qkv, const RotaryTable& table, int64_t begin,
                      HeadCounts heads, const QKNorm& norm) {
+  TORCH_CHECK(table.cos.dim() == 2 && table.cos.sizes() == table.sin.sizes() &&
+                  table.cos.scalar_type() == at::kFloat && table.sin.scalar_type() == at::kFloat &&
+                  table.cos.is_contiguous() && table.sin.is_contiguous(),
+              "expected a table of contiguous fp32 [max_len, head_dim / 2], got ",
+              table.cos.sizes(), " and ", table.sin.sizes(), "; use make_rotary_table");
   TORCH_CHECK(qkv.dim() == 3, "expected qkv of shape [B, T, (H + 2 * KV) * D], got ", qkv.sizes());
   const int64_t head_dim = 2 * table.cos.size(1);
   TORCH_CHECK(heads.num_heads > 0 && heads.num_kv_heads > 0, "expected at least one head, got ",
@@ -61,6 +70,89 @@ void check_arguments(const at::Tensor& qkv, const RotaryTable& table, int64_t be
               "; make the rotary table longer");
   TORCH_CHECK(norm.q_weight.defined() == norm.k_weight.defined(),
               "expected both q and k norm weights or neither");
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+at::Tensor heads_with_unit_stride(const at::Tensor& x) {
+  return x.stride(-1) == 1 ? x : x.contiguous();
+}
+
+// x: [B, heads, T, D], the last stride 1.
+template <typename T, typename Pointer>
+kernels::HeadView<T> view_of(const at::Tensor& x, Pointer data) {
+  return {data, x.stride(0), x.stride(1), x.stride(2)};
+}
+
+// cos, sin: [T, D / 2], those of the positions of qkv's rows.
+struct SplitQkvRope : torch::autograd::Function<SplitQkvRope> {
+  static tensor_list forward(AutogradContext* context, const at::Tensor& input,
+                             const at::Tensor& cos, const at::Tensor& sin, int64_t num_heads,
+                             int64_t num_kv_heads) {
+    const at::Tensor qkv = input.contiguous();
+    const int64_t batch = qkv.size(0);
+    const kernels::QkvShape shape{qkv.size(1), num_heads, num_kv_heads, 2 * cos.size(1)};
+    const auto make = [&](int64_t heads) {
+      return at::empty({batch, heads, shape.length, shape.head_dim}, qkv.options());
+    };
+    const at::Tensor q = make(num_heads);
+    const at::Tensor k = make(num_kv_heads);
+    const at::Tensor v = make(num_kv_heads);
+    with_element_type(qkv, [&](auto element) {
+      using T = decltype(element);
+      const kernels::QkvHeads<T> out{view_of<T>(q, mutable_pointer<T>(q)),
+                                     view_of<T>(k, mutable_pointer<T>(k)),
+                                     view_of<T>(v, mutable_pointer<T>(v))};
+      at::parallel_for(0, batch * shape.length, grain_rows(qkv.size(2)), [&](int64_t b, int64_t e) {
+        kernels::split_and_rotate(const_pointer<T>(qkv), out, cos.const_data_ptr<float>(),
+                                  sin.const_data_ptr<float>(), shape, b, e);
+      });
+    });
+    context->save_for_backward({cos, sin});
+    context->saved_data["num_heads"] = num_heads;
+    context->saved_data["num_kv_heads"] = num_kv_heads;
+    return {q, k, v};
+  }
+
+  static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "expected a first derivative, got create_graph; split_qkv_rope is differentiable "
+                "once");
+    const auto saved = context->get_saved_variables();
+    const at::Tensor q = heads_with_unit_stride(grads[0]);
+    const at::Tensor k = heads_with_unit_stride(grads[1]);
+    const at::Tensor v = heads_with_unit_stride(grads[2]);
+    const int64_t batch = q.size(0);
+    const kernels::QkvShape shape{q.size(2), context->saved_data["num_heads"].toInt(),
+                                  context->saved_data["num_kv_heads"].toInt(), q.size(3)};
+    const int64_t width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
+    const at::Tensor grad_qkv = at::empty({batch, shape.length, width}, q.options());
+    with_element_type(q, [&](auto element) {
+      using T = decltype(element);
+      const kernels::QkvHeads<const T> in{view_of<const T>(q, const_pointer<T>(q)),
+                                          view_of<const T>(k, const_pointer<T>(k)),
+                                          view_of<const T>(v, const_pointer<T>(v))};
+      at::parallel_for(0, batch * shape.length, grain_rows(width), [&](int64_t b, int64_t e) {
+        kernels::rotate_back_and_join(in, mutable_pointer<T>(grad_qkv),
+                                      saved[0].const_data_ptr<float>(),
+                                      saved[1].const_data_ptr<float>(), shape, b, e);
+      });
+    });
+    return {grad_qkv, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+// q and k heads normalised, in qkv's layout.
+at::Tensor normalize_heads(const at::Tensor& qkv, HeadCounts heads, const QKNorm& norm) {
+  const at::Tensor split =
+      qkv.reshape({qkv.size(0), qkv.size(1), heads.num_heads + 2 * heads.num_kv_heads, -1});
+  const int64_t kv = heads.num_kv_heads;
+  return at::cat({rms_norm(split.narrow(2, 0, heads.num_heads), norm.q_weight, norm.eps),
+                  rms_norm(split.narrow(2, heads.num_heads, kv), norm.k_weight, norm.eps),
+                  split.narrow(2, heads.num_heads + kv, kv)},
+                 2)
+      .flatten(2);
 }
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
@@ -102,7 +194,16 @@ QKV split_qkv_rope_reference(const at::Tensor& qkv, const RotaryTable& table, in
 
 QKV split_qkv_rope(const at::Tensor& qkv, const RotaryTable& table, int64_t begin, HeadCounts heads,
                    const QKNorm& norm) {
-  return split_qkv_rope_reference(qkv, table, begin, heads, norm);
+  if (!has_cpu_kernel(qkv)) {
+    return split_qkv_rope_reference(qkv, table, begin, heads, norm);
+  }
+  check_arguments(qkv, table, begin, heads, norm);
+  const int64_t length = qkv.size(1);
+  tensor_list heads_out =
+      SplitQkvRope::apply(norm.q_weight.defined() ? normalize_heads(qkv, heads, norm) : qkv,
+                          table.cos.narrow(0, begin, length), table.sin.narrow(0, begin, length),
+                          heads.num_heads, heads.num_kv_heads);
+  return {std::move(heads_out[0]), std::move(heads_out[1]), std::move(heads_out[2])};
 }
 
 }  // namespace narrowgauge::nn

@@ -1,9 +1,59 @@
 #include "nn/swiglu.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/silu.h>
-#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "nn/kernel_dispatch.h"
+#include "nn/kernels/swiglu.h"
 
 namespace narrowgauge::nn {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+struct SwiGLU : torch::autograd::Function<SwiGLU> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input) {
+    const at::Tensor gate_up = input.contiguous();
+    const int64_t ffn = gate_up.size(-1) / 2;
+    auto sizes = gate_up.sizes().vec();
+    sizes.back() = ffn;
+    const at::Tensor out = at::empty(sizes, gate_up.options());
+    with_element_type(gate_up, [&](auto element) {
+      using T = decltype(element);
+      at::parallel_for(0, out.numel() / ffn, grain_rows(2 * ffn), [&](int64_t begin, int64_t end) {
+        kernels::swiglu(const_pointer<T>(gate_up) + 2 * begin * ffn,
+                        mutable_pointer<T>(out) + begin * ffn, end - begin, ffn);
+      });
+    });
+    context->save_for_backward({gate_up});
+    return out;
+  }
+
+  static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "expected a first derivative, got create_graph; swiglu is differentiable once");
+    const at::Tensor gate_up = context->get_saved_variables()[0];
+    const at::Tensor grad_out = grads[0].contiguous();
+    const int64_t ffn = gate_up.size(-1) / 2;
+    const at::Tensor grad = at::empty_like(gate_up);
+    with_element_type(gate_up, [&](auto element) {
+      using T = decltype(element);
+      const int64_t rows = grad_out.numel() / ffn;
+      at::parallel_for(0, rows, grain_rows(2 * ffn), [&](int64_t begin, int64_t end) {
+        kernels::swiglu_backward(const_pointer<T>(grad_out) + begin * ffn,
+                                 const_pointer<T>(gate_up) + 2 * begin * ffn,
+                                 mutable_pointer<T>(grad) + 2 * begin * ffn, end - begin, ffn);
+      });
+    });
+    return {grad};
+  }
+};
+
+}  // namespace
 
 at::Tensor swiglu_reference(const at::Tensor& gate_up) {
   const auto compute = gate_up.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -11,6 +61,10 @@ at::Tensor swiglu_reference(const at::Tensor& gate_up) {
   return at::silu(halves[0]).mul(halves[1]).to(gate_up.scalar_type());
 }
 
-at::Tensor swiglu(const at::Tensor& gate_up) { return swiglu_reference(gate_up); }
+at::Tensor swiglu(const at::Tensor& gate_up) {
+  TORCH_CHECK(gate_up.dim() >= 1 && gate_up.size(-1) > 0 && gate_up.size(-1) % 2 == 0,
+              "expected [..., 2 * ffn] with ffn > 0, got ", gate_up.sizes());
+  return has_cpu_kernel(gate_up) ? SwiGLU::apply(gate_up) : swiglu_reference(gate_up);
+}
 
 }  // namespace narrowgauge::nn

@@ -1,0 +1,102 @@
+#include "nn/kernels/cross_entropy.h"
+
+#include <cmath>
+#include <limits>
+
+#include "nn/kernels/vector_math.h"
+
+// Traffic in bf16, bytes a logit: forward 2 (the second pass over a row finds it in a cache),
+// backward 4. One exponential a logit in each.
+
+namespace narrowgauge::nn::kernels {
+namespace {
+
+template <typename T>
+NG_INLINE float log_sum_exp_of(const T* logits, int64_t vocab) {
+  float largest = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < vocab; ++i) {
+    const float value = to_float(logits[i]);
+    largest = value > largest ? value : largest;  // NaN is passed over here, and found below
+  }
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < vocab; ++i) {
+    sum += exp_f32(to_float(logits[i]) - largest);
+  }
+  return largest + std::log(sum);
+}
+
+template <typename T>
+NG_INLINE void forward_rows(const T* logits, const int64_t* targets, float* log_sum_exp,
+                            float* loss, int64_t rows, int64_t vocab, int64_t ignore_index) {
+  for (int64_t row = 0; row < rows; ++row) {
+    log_sum_exp[row] = 0;
+    loss[row] = 0;
+    if (targets[row] == ignore_index) {
+      continue;
+    }
+    const T* of_row = logits + row * vocab;
+    log_sum_exp[row] = log_sum_exp_of(of_row, vocab);
+    loss[row] = log_sum_exp[row] - to_float(of_row[targets[row]]);
+  }
+}
+
+template <typename T>
+NG_INLINE void softmax_row(const T* __restrict logits, float log_sum_exp, float scale,
+                           T* __restrict grad, int64_t vocab) {
+  for (int64_t i = 0; i < vocab; ++i) {
+    grad[i] = from_float<T>(exp_f32(to_float(logits[i]) - log_sum_exp) * scale);
+  }
+}
+
+template <typename T>
+NG_INLINE void backward_rows(const T* logits, const int64_t* targets, const float* log_sum_exp,
+                             float grad_loss, T* grad_logits, int64_t rows, int64_t vocab,
+                             int64_t ignore_index) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* of_row = logits + row * vocab;
+    T* grad = grad_logits + row * vocab;
+    const int64_t target = targets[row];
+    if (target == ignore_index) {
+      for (int64_t i = 0; i < vocab; ++i) {
+        grad[i] = 0;
+      }
+      continue;
+    }
+    softmax_row(of_row, log_sum_exp[row], grad_loss, grad, vocab);
+    // Again from fp32, so that softmax - 1 is rounded once.
+    const float probability = std::exp(to_float(of_row[target]) - log_sum_exp[row]);
+    grad[target] = from_float<T>((probability - 1.0F) * grad_loss);
+  }
+}
+
+}  // namespace
+
+NG_TARGET_CLONES void cross_entropy(const float* logits, const int64_t* targets, float* log_sum_exp,
+                                    float* loss, int64_t rows, int64_t vocab,
+                                    int64_t ignore_index) {
+  forward_rows(logits, targets, log_sum_exp, loss, rows, vocab, ignore_index);
+}
+
+NG_TARGET_CLONES void cross_entropy(const uint16_t* logits, const int64_t* targets,
+                                    float* log_sum_exp, float* loss, int64_t rows, int64_t vocab,
+                                    int64_t ignore_index) {
+  forward_rows(logits, targets, log_sum_exp, loss, rows, vocab, ignore_index);
+}
+
+NG_TARGET_CLONES void cross_entropy_backward(const float* logits, const int64_t* targets,
+                                             const float* log_sum_exp, float grad_loss,
+                                             float* grad_logits, int64_t rows, int64_t vocab,
+                                             int64_t ignore_index) {
+  backward_rows(logits, targets, log_sum_exp, grad_loss, grad_logits, rows, vocab, ignore_index);
+}
+
+NG_TARGET_CLONES void cross_entropy_backward(const uint16_t* logits, const int64_t* targets,
+                                             const float* log_sum_exp, float grad_loss,
+                                             uint16_t* grad_logits, int64_t rows, int64_t vocab,
+                                             int64_t ignore_index) {
+  backward_rows(logits, targets, log_sum_exp, grad_loss, grad_logits, rows, vocab, ignore_index);
+}
+
+}  // namespace narrowgauge::nn::kernels
