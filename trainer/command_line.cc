@@ -1,6 +1,10 @@
 #include "trainer/command_line.h"
 
 #include <algorithm>
+
+// cxxopts splits lists at commas, and data.train=[a.txt,b.txt] is one argument: no argument holds
+// NUL.
+#define CXXOPTS_VECTOR_DELIMITER '\0'
 #include <cxxopts.hpp>
 #include <map>
 
@@ -210,6 +214,9 @@ class ParsedArguments {
     }
     try {
       result_ = options.parse(static_cast<int>(argv.size()), argv.data());
+    } catch (const cxxopts::exceptions::missing_argument&) {
+      // Any other option would have taken the next argument, whatever it is.
+      throw UsageError("expected a value after " + arguments.back() + ", got nothing");
     } catch (const cxxopts::exceptions::exception& error) {
       throw UsageError(error.what());
     }
@@ -226,7 +233,7 @@ class ParsedArguments {
         unknown.substr(std::min(unknown.find_first_not_of('-'), unknown.size()));
     const std::string bare = name.substr(0, name.find('='));
     if (bare.find('.') != std::string::npos) {
-      throw UsageError("unknown option " + unknown + "; a key of the configuration is written " +
+      throw UsageError("unknown option --" + bare + "; a key of the configuration is written " +
                        bare + "=VALUE");
     }
     std::vector<std::string_view> names;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "trainer/config_value.h"
+
 namespace narrowgauge::trainer {
 namespace {
 
@@ -37,6 +39,10 @@ Problem find_shape_problem(const ModelConfig& model) {
                                              "; set it, or start from model.initial_load_path"}};
     }
   }
+  if (model.head_dim == 0 && model.dim % model.num_heads != 0) {
+    return {{"model.dim", "expected a multiple of model.num_heads (" + text(model.num_heads) +
+                              "), got " + text(model.dim) + "; or set model.head_dim"}};
+  }
   if (model.head_dim < 1 || model.head_dim % 2 != 0) {
     return {{"model.head_dim", "expected an even number (rotary pairs), got " +
                                    text(model.head_dim) + " with model.dim " + text(model.dim) +
@@ -48,7 +54,10 @@ Problem find_shape_problem(const ModelConfig& model) {
                                        text(model.num_kv_heads)}};
   }
   if (model.rope_scaling == "llama3" && model.rope_low_freq_factor >= model.rope_high_freq_factor) {
-    return {{"model.rope_high_freq_factor", "expected more than model.rope_low_freq_factor"}};
+    return {{"model.rope_high_freq_factor", "expected more than model.rope_low_freq_factor (" +
+                                                format_number(model.rope_low_freq_factor) +
+                                                "), got " +
+                                                format_number(model.rope_high_freq_factor)}};
   }
   return std::nullopt;
 }
@@ -189,8 +198,10 @@ RankPlan plan_ranks(const TrainConfig& config, int64_t world_size) {
   const TrainingConfig& training = config.training;
   const int64_t replicate = config.parallelism.data_parallel_replicate_degree;
   const int64_t asked = config.parallelism.data_parallel_shard_degree;
-  if (world_size < 1) {
-    throw ConfigError("world size: expected at least 1 rank, got " + text(world_size));
+  constexpr int64_t kMaxWorldSize = 1 << 20;
+  if (world_size < 1 || world_size > kMaxWorldSize) {
+    throw ConfigError("world size: expected 1 to " + text(kMaxWorldSize) + " ranks, got " +
+                      text(world_size));
   }
   const int64_t shard = asked == -1 ? std::max<int64_t>(1, world_size / replicate) : asked;
   if (replicate * shard != world_size) {

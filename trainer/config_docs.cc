@@ -18,11 +18,18 @@ refused. In an override, text is taken as it stands and a list is written `data.
 This page is generated from the schema: `./narrowgauge help config > docs/CONFIG.md`.
 )";
 
-std::string row(const ConfigKey& key, const TrainConfig& defaults) {
+// Empty where the default is no value: the key is required.
+std::string default_value(const ConfigKey& key, const TrainConfig& defaults) {
   const std::string value = format_value(key, defaults);
-  return "| `" + std::string(key.name) + "` | " + (value == "\"\"" ? "" : "`" + value + "`") +
-         " | " + describe_values(key) + " | " + std::string(key.unit) + " | " +
-         std::string(key.doc) + " |\n";
+  const auto* integer = std::get_if<IntegerKey>(&key.value);
+  const bool is_required = integer != nullptr && std::stoll(value) < integer->min;
+  return is_required || value == "\"\"" ? "" : "`" + value + "`";
+}
+
+std::string row(const ConfigKey& key, const TrainConfig& defaults) {
+  return "| `" + std::string(key.name) + "` | " + default_value(key, defaults) + " | " +
+         describe_values(key) + " | " + std::string(key.unit) + " | " + std::string(key.doc) +
+         " |\n";
 }
 
 }  // namespace

@@ -134,7 +134,8 @@ class Reader {
       return;  // an empty file
     }
     if (root.kind != Kind::kMap) {
-      throw ConfigError(place_of(root, name) + "expected sections such as model: {dim: 384}");
+      throw ConfigError(place_of(root, name) + "expected sections such as model: {dim: 384}, got " +
+                        (root.kind == Kind::kList ? "a list" : in_quotes(root.text)));
     }
     std::map<std::string, int> lines;
     for (const auto& [key, value] : root.entries) {

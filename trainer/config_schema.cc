@@ -8,7 +8,12 @@
 namespace narrowgauge::trainer {
 namespace {
 
-constexpr int64_t kMaxSize = int64_t{1} << 31;  // of a model dimension: a product of two fits int64
+// Far above what fits any machine, and low enough that products of sizes (a step's windows over all
+// ranks x tokens; a weight's elements) fit int64.
+constexpr int64_t kMaxSize = 1 << 24;  // of a model's dimension
+constexpr int64_t kMaxTokens = 1 << 22;
+constexpr int64_t kMaxWindows = 1 << 20;
+constexpr int64_t kMaxSteps = 1'000'000'000;
 
 template <auto Section, auto Member>
 auto& field(TrainConfig& config) {
@@ -60,12 +65,12 @@ std::vector<ConfigKey> model_keys() {
       {"model", "architecture", TextKey{field<&C::model, &M::architecture>, {"llama", "mistral", "qwen2", "qwen3"}}, "",
        "family; qwen2 has biases on q, k and v, qwen3 normalises q and k", "model.name model.flavor model_type", true},
       shape<&M::vocab_size>("vocab_size", 0, "0: that of the tokenizer", "padded_vocab_size n_vocab"),
-      shape<&M::dim>("dim", 0, "width of the residual stream; required without initial_load_path", "hidden_size n_embd d_model embed_dim hidden_dim"),
-      shape<&M::num_layers>("num_layers", 0, "decoder blocks; required without initial_load_path", "num_hidden_layers n_layer n_layers"),
-      shape<&M::num_heads>("num_heads", 0, "query heads; required without initial_load_path", "num_attention_heads n_head n_heads"),
+      shape<&M::dim>("dim", 1, "width of the residual stream; required without initial_load_path", "hidden_size n_embd d_model embed_dim hidden_dim"),
+      shape<&M::num_layers>("num_layers", 1, "decoder blocks; required without initial_load_path", "num_hidden_layers n_layer n_layers"),
+      shape<&M::num_heads>("num_heads", 1, "query heads; required without initial_load_path", "num_attention_heads n_head n_heads"),
       shape<&M::num_kv_heads>("num_kv_heads", 0, "key and value heads, a divisor of num_heads; 0: num_heads", "num_key_value_heads n_kv_heads n_kv_head"),
       shape<&M::head_dim>("head_dim", 0, "even; 0: dim / num_heads", ""),
-      shape<&M::ffn_dim>("ffn_dim", 0, "width inside the SwiGLU; required without initial_load_path", "intermediate_size ffn_hidden_size n_inner"),
+      shape<&M::ffn_dim>("ffn_dim", 1, "width inside the SwiGLU; required without initial_load_path", "intermediate_size ffn_hidden_size n_inner"),
       shape<&M::max_seq_len>("max_seq_len", 1, "longest sequence, at least training.seq_len", "max_position_embeddings block_size n_ctx max_context_length"),
       {"model", "norm_eps", NumberKey{.field = field<&C::model, &M::norm_eps>, .min_excluded = true}, "", "epsilon of RMSNorm", "rms_norm_eps", true},
       {"model", "initializer_range", NumberKey{.field = field<&C::model, &M::initializer_range>, .min_excluded = true}, "",
@@ -106,10 +111,10 @@ std::vector<ConfigKey> data_keys() {
 std::vector<ConfigKey> training_keys() {
   using T = TrainingConfig;
   return {
-      {"training", "steps", IntegerKey{field<&C::training, &T::steps>, 1}, "steps", "optimizer steps of the whole run, resumed parts included", "max_steps train_steps max_iters"},
-      {"training", "seq_len", IntegerKey{field<&C::training, &T::seq_len>, 1, kMaxSize}, "tokens", "tokens in a window", "sequence_length max_length block_size"},
-      {"training", "local_batch_size", IntegerKey{field<&C::training, &T::local_batch_size>, 1, kMaxSize}, "windows", "of one rank in one forward pass", "batch_size micro_batch_size per_device_train_batch_size"},
-      {"training", "global_batch_size", IntegerKey{field<&C::training, &T::global_batch_size>, -1, kMaxSize}, "windows",
+      {"training", "steps", IntegerKey{field<&C::training, &T::steps>, 1, kMaxSteps}, "steps", "optimizer steps of the whole run, resumed parts included", "max_steps train_steps max_iters"},
+      {"training", "seq_len", IntegerKey{field<&C::training, &T::seq_len>, 1, kMaxTokens}, "tokens", "tokens in a window", "sequence_length max_length block_size"},
+      {"training", "local_batch_size", IntegerKey{field<&C::training, &T::local_batch_size>, 1, kMaxWindows}, "windows", "of one rank in one forward pass", "batch_size micro_batch_size per_device_train_batch_size"},
+      {"training", "global_batch_size", IntegerKey{field<&C::training, &T::global_batch_size>, -1, kMaxWindows}, "windows",
        "of one step over all ranks; more than local_batch_size x ranks accumulates gradients; -1: exactly that", "total_batch_size"},
       {"training", "max_norm", NumberKey{.field = field<&C::training, &T::max_norm>}, "", "gradients are clipped to this global norm; 0: they are not", "grad_clip clip_grad_norm max_grad_norm"},
       {"training", "seed", IntegerKey{field<&C::training, &T::seed>, 0}, "", "of initial weights, data order and samples", ""},
@@ -131,7 +136,7 @@ std::vector<ConfigKey> optimizer_keys() {
       {"optimizer", "eps", NumberKey{.field = field<&C::optimizer, &O::eps>, .min_excluded = true}, "", "added to the denominator", "adam_epsilon adam_eps epsilon"},
       {"optimizer", "weight_decay", NumberKey{.field = field<&C::optimizer, &O::weight_decay>}, "", "decoupled, a step multiplies weights by 1 - lr x this", "wd"},
       {"optimizer", "decay_norms_and_embeddings", BooleanKey{field<&C::optimizer, &O::decay_norms_and_embeddings>}, "", "weight decay reaches them too", ""},
-      {"lr_scheduler", "warmup_steps", IntegerKey{field<&C::lr_scheduler, &L::warmup_steps>, 0}, "steps", "linear rise from 0, at most training.steps", "warmup_iters num_warmup_steps"},
+      {"lr_scheduler", "warmup_steps", IntegerKey{field<&C::lr_scheduler, &L::warmup_steps>, 0, kMaxSteps}, "steps", "linear rise from 0, at most training.steps", "warmup_iters num_warmup_steps"},
       {"lr_scheduler", "decay_ratio", NumberKey{.field = field<&C::lr_scheduler, &L::decay_ratio>, .max = 1.0}, "", "share of training.steps spent in decay, at the end; 1: all that follows warm-up", "lr_decay_ratio"},
       {"lr_scheduler", "decay_type", TextKey{field<&C::lr_scheduler, &L::decay_type>, {"constant", "linear", "cosine", "sqrt"}}, "", "shape of the decay", "lr_decay_type lr_scheduler_type schedule"},
       {"lr_scheduler", "min_lr_factor", NumberKey{.field = field<&C::lr_scheduler, &L::min_lr_factor>, .max = 1.0}, "", "share of optimizer.lr that is left at the end", "lr_min min_lr min_lr_ratio"},
@@ -149,20 +154,20 @@ std::vector<ConfigKey> run_keys() {
       {"parallelism", "fsdp_reshard_after_forward", TextKey{field<&C::parallelism, &P::fsdp_reshard_after_forward>, {"default", "always", "never"}}, "",
        "free gathered parameters between forward and backward; default: in blocks, not in the root", "reshard_after_forward"},
       {"checkpoint", "enable", BooleanKey{field<&C::checkpoint, &S::enable>}, "", "save to <run>/checkpoints, at the end and at a signal too, and resume from there", "enable_checkpoint"},
-      {"checkpoint", "interval", IntegerKey{field<&C::checkpoint, &S::interval>, 1}, "steps", "between checkpoints", "save_interval save_steps checkpoint.freq"},
-      {"checkpoint", "keep_latest_k", IntegerKey{field<&C::checkpoint, &S::keep_latest_k>, 0}, "checkpoints", "older ones are removed; 0: none is", "save_total_limit"},
-      {"checkpoint", "load_step", IntegerKey{field<&C::checkpoint, &S::load_step>, -1}, "step", "resume from this checkpoint; -1: the newest complete one", ""},
-      {"validation", "interval", IntegerKey{field<&C::validation, &V::interval>, 0}, "steps", "between validations; 0: none", "validation.freq eval_interval eval_steps val_interval"},
-      {"validation", "max_batches", IntegerKey{field<&C::validation, &V::max_batches>, 0}, "batches", "of each rank in one validation; 0: all data", "validation.steps eval_iters"},
-      {"validation", "local_batch_size", IntegerKey{field<&C::validation, &V::local_batch_size>, 0, kMaxSize}, "windows", "0: training.local_batch_size", "validation.batch_size eval_batch_size"},
-      {"generation", "interval", IntegerKey{field<&C::generation, &G::interval>, 0}, "steps", "between samples; 0: none", "sample_interval sample_every generation.freq"},
+      {"checkpoint", "interval", IntegerKey{field<&C::checkpoint, &S::interval>, 1, kMaxSteps}, "steps", "between checkpoints", "save_interval save_steps checkpoint.freq"},
+      {"checkpoint", "keep_latest_k", IntegerKey{field<&C::checkpoint, &S::keep_latest_k>, 0, kMaxSteps}, "checkpoints", "older ones are removed; 0: none is", "save_total_limit"},
+      {"checkpoint", "load_step", IntegerKey{field<&C::checkpoint, &S::load_step>, -1, kMaxSteps}, "step", "resume from this checkpoint; -1: the newest complete one", ""},
+      {"validation", "interval", IntegerKey{field<&C::validation, &V::interval>, 0, kMaxSteps}, "steps", "between validations; 0: none", "validation.freq eval_interval eval_steps val_interval"},
+      {"validation", "max_batches", IntegerKey{field<&C::validation, &V::max_batches>, 0, kMaxSteps}, "batches", "of each rank in one validation; 0: all data", "validation.steps eval_iters"},
+      {"validation", "local_batch_size", IntegerKey{field<&C::validation, &V::local_batch_size>, 0, kMaxWindows}, "windows", "0: training.local_batch_size", "validation.batch_size eval_batch_size"},
+      {"generation", "interval", IntegerKey{field<&C::generation, &G::interval>, 0, kMaxSteps}, "steps", "between samples; 0: none", "sample_interval sample_every generation.freq"},
       {"generation", "prompt", TextKey{field<&C::generation, &G::prompt>}, "", "where a sample begins", "start"},
-      {"generation", "max_new_tokens", IntegerKey{field<&C::generation, &G::max_new_tokens>, 1, kMaxSize}, "tokens", "length of a sample", "max_tokens num_tokens"},
+      {"generation", "max_new_tokens", IntegerKey{field<&C::generation, &G::max_new_tokens>, 1, kMaxTokens}, "tokens", "length of a sample", "max_tokens num_tokens"},
       {"generation", "temperature", NumberKey{.field = field<&C::generation, &G::temperature>}, "", "0: always the likeliest token", ""},
       {"generation", "top_p", NumberKey{.field = field<&C::generation, &G::top_p>, .max = 1.0, .min_excluded = true}, "", "sample among the likeliest tokens that hold this share of probability", ""},
       {"export", "enable", BooleanKey{field<&C::export_, &ExportConfig::enable>}, "", "write it", "checkpoint.last_save_in_hf"},
       {"export", "dtype", TextKey{field<&C::export_, &ExportConfig::dtype>, {"float32", "bfloat16"}}, "", "of the exported weights", "checkpoint.export_dtype torch_dtype"},
-      {"metrics", "log_interval", IntegerKey{field<&C::metrics, &MetricsConfig::log_interval>, 1}, "steps", "between log lines; the first step is always logged", "log_freq logging_steps log_every_n_steps metrics.interval"},
+      {"metrics", "log_interval", IntegerKey{field<&C::metrics, &MetricsConfig::log_interval>, 1, kMaxSteps}, "steps", "between log lines; the first step is always logged", "log_freq logging_steps log_every_n_steps metrics.interval"},
       {"comm", "timeout_seconds", IntegerKey{field<&C::comm, &CommConfig::timeout_seconds>, 1, 1 << 30}, "seconds", "a collective that waits longer ends the run, naming the ranks", "init_timeout_seconds train_timeout_seconds"},
       {"debug", "deterministic", BooleanKey{field<&C::debug, &DebugConfig::deterministic>}, "", "bitwise the same run each time, at some cost in speed", ""},
   };
