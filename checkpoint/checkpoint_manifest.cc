@@ -80,8 +80,9 @@ void check_tensor(ManifestTensor& tensor, const std::string& where) {
       throw std::runtime_error(where + ": expected a chunk from row " + std::to_string(row) +
                                ", got rows [" + std::to_string(chunk.row_begin) + ", " +
                                std::to_string(chunk.row_end) + ")" +
-                               (chunk.row_begin < row ? "; chunks overlap" : "; no rank holds the "
-                                                                             "rows between"));
+                               (chunk.row_begin < row ? "; chunks overlap"
+                                                      : "; no rank holds the "
+                                                        "rows between"));
     }
     if (std::filesystem::path(chunk.file).filename() != chunk.file || chunk.file == "..") {
       throw std::runtime_error(where + ": expected the name of a file beside the manifest, got '" +

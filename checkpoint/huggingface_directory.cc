@@ -217,8 +217,8 @@ bool is_exported_name(const std::string& name, const HuggingFaceWriteOptions& op
   if (kKnown.count(name) > 0 || (name.rfind("model", 0) == 0 && ends_with(name, ".safetensors"))) {
     return true;
   }
-  return std::any_of(options.tokenizer_files.begin(), options.tokenizer_files.end(),
-                     [&](const fs::path& file) { return file.filename() == name; });
+  return std::any_of(options.copied_files.begin(), options.copied_files.end(),
+                     [&](const CopiedFile& file) { return file.name == name; });
 }
 
 void check_replaceable(const fs::path& directory, const HuggingFaceWriteOptions& options) {
@@ -299,8 +299,8 @@ void write_small_files(const fs::path& directory, HuggingFaceConfig config,
   write_durable_file(directory / "config.json", huggingface_config_json(config));
   write_durable_file(directory / "generation_config.json",
                      huggingface_generation_config_json(config));
-  for (const fs::path& file : options.tokenizer_files) {
-    write_durable_file(directory / file.filename(), read_file(file));
+  for (const CopiedFile& file : options.copied_files) {
+    write_durable_file(directory / file.name, read_file(file.source));
   }
 }
 

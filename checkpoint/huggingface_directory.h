@@ -55,10 +55,16 @@ class HuggingFaceDirectory {
   std::map<std::string, SafetensorsFile> file_of_;   // by Hugging Face name
 };
 
+// A file that goes into the directory under another name or its own.
+struct CopiedFile {
+  std::filesystem::path source;
+  std::string name;  // in the directory
+};
+
 struct HuggingFaceWriteOptions {
   at::ScalarType dtype = at::kBFloat16;     // of all weights: kFloat, kBFloat16 or kHalf
   int64_t max_shard_bytes = 5'000'000'000;  // a larger tensor gets a file of its own
-  std::vector<std::filesystem::path> tokenizer_files = {};  // copied under their own names
+  std::vector<CopiedFile> copied_files = {};  // what the tokenizer needs
 };
 
 // Writes `directory` so that transformers loads it: config.json, generation_config.json and the

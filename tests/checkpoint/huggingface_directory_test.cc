@@ -174,9 +174,9 @@ TEST_F(HuggingFaceDirectoryTest, BrokenDirectoriesAreNamed) {
 
 TEST_F(HuggingFaceDirectoryTest, TokenizerFilesAreCopied) {
   write_durable_file(folder_ / "my.vocab", "abc");
-  write({.dtype = at::kFloat, .tokenizer_files = {folder_ / "my.vocab"}});
+  write({.dtype = at::kFloat, .copied_files = {{folder_ / "my.vocab", "my.vocab"}}});
   EXPECT_EQ(read_file(model_ / "my.vocab"), "abc");
-  EXPECT_THROW(write({.tokenizer_files = {folder_ / "absent"}}), std::runtime_error);
+  EXPECT_THROW(write({.copied_files = {{folder_ / "absent", "absent"}}}), std::runtime_error);
   EXPECT_EQ(open_error(), "");  // the export before is intact
 }
 
