@@ -1,0 +1,19 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "data/tokenizer.h"
+
+namespace narrowgauge::data {
+
+// Loads GPT-2's byte-level BPE: encoder.json and vocab.bpe as OpenAI names them, or vocab.json and
+// merges.txt as Hugging Face does. `path` is their directory, or the .json file, whose name may
+// have a prefix that the other file shares (gpt2_encoder.json, gpt2_vocab.bpe). "<|endoftext|>" in
+// a text is that token where the vocabulary has it, as in transformers; it begins and ends
+// documents, but encode_document adds nothing.
+//
+// Throws std::runtime_error that begins with the file's name.
+std::unique_ptr<Tokenizer> load_gpt2_tokenizer(const std::string& path);
+
+}  // namespace narrowgauge::data
