@@ -146,7 +146,7 @@ struct SplitQkvRope : torch::autograd::Function<SplitQkvRope> {
 // q and k heads normalised, in qkv's layout.
 at::Tensor normalize_heads(const at::Tensor& qkv, HeadCounts heads, const QKNorm& norm) {
   const at::Tensor split =
-      qkv.reshape({qkv.size(0), qkv.size(1), heads.num_heads + 2 * heads.num_kv_heads, -1});
+      qkv.unflatten(2, {heads.num_heads + 2 * heads.num_kv_heads, norm.q_weight.numel()});
   const int64_t kv = heads.num_kv_heads;
   return at::cat({rms_norm(split.narrow(2, 0, heads.num_heads), norm.q_weight, norm.eps),
                   rms_norm(split.narrow(2, heads.num_heads, kv), norm.k_weight, norm.eps),
@@ -177,7 +177,7 @@ QKV split_qkv_rope_reference(const at::Tensor& qkv, const RotaryTable& table, in
   const auto compute = qkv.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const int64_t length = qkv.size(1);
   const at::Tensor split =
-      qkv.reshape({qkv.size(0), length, heads.num_heads + 2 * heads.num_kv_heads, -1})
+      qkv.unflatten(2, {heads.num_heads + 2 * heads.num_kv_heads, 2 * table.cos.size(1)})
           .transpose(1, 2);
   at::Tensor q = split.narrow(1, 0, heads.num_heads);
   at::Tensor k = split.narrow(1, heads.num_heads, heads.num_kv_heads);
