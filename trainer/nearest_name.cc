@@ -4,9 +4,13 @@
 #include <vector>
 
 namespace narrowgauge::trainer {
+namespace {
+
+constexpr size_t kMaxLength = 100;
+
+}  // namespace
 
 size_t edit_distance(std::string_view a, std::string_view b) {
-  constexpr size_t kMaxLength = 100;
   a = a.substr(0, kMaxLength);
   b = b.substr(0, kMaxLength);
   // Rows i - 2, i - 1 and i of the table of distances between prefixes.
@@ -39,7 +43,7 @@ std::optional<std::string_view> nearest_name(std::string_view name,
     return *std::find_if(candidates.begin(), candidates.end(), begins);
   }
   std::optional<std::string_view> nearest;
-  size_t limit = std::max<size_t>(1, name.size() / 3) + 1;
+  size_t limit = std::max<size_t>(1, std::min(name.size(), kMaxLength) / 3) + 1;
   for (const std::string_view candidate : candidates) {
     const size_t distance = edit_distance(name, candidate);
     if (distance < limit) {
