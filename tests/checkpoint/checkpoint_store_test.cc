@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
@@ -167,8 +168,14 @@ TEST_F(CheckpointStore, PruningKeepsTheNewestTheLatestAndTheLastGoodOne) {
 }
 
 TEST_F(CheckpointStore, FiftyKillsNeverLoseACheckpoint) {
+  save(0);
+  const auto start = std::chrono::steady_clock::now();
+  save(1);
+  const std::chrono::microseconds one_save = std::chrono::duration_cast<std::chrono::microseconds>(
+      std::chrono::steady_clock::now() - start);
+  std::uniform_int_distribution<int64_t> delay_us(0, 3 * one_save.count());
   std::mt19937 random(42);
-  int64_t newest = -1;
+  int64_t newest = 1;
   int64_t num_advanced = 0;
   for (int kill = 0; kill < 50; ++kill) {
     const pid_t child = ::fork();
@@ -182,7 +189,7 @@ TEST_F(CheckpointStore, FiftyKillsNeverLoseACheckpoint) {
         ::_exit(1);
       }
     }
-    ::usleep(std::uniform_int_distribution<int>(0, 12'000)(random));
+    ::usleep(static_cast<useconds_t>(delay_us(random)));
     ::kill(child, SIGKILL);
     int status = 0;
     ::waitpid(child, &status, 0);

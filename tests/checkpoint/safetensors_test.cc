@@ -43,7 +43,8 @@ std::string with_length(const std::string& json, const std::string& data = "") {
 }
 
 void put(const fs::path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+  fs::remove(path);  // ext4 flushes a file that is truncated and written again
+  std::ofstream(path, std::ios::binary) << bytes;
 }
 
 // The error of opening `bytes` as a file, or "" when it opens. Every tensor of a file that opens is
