@@ -18,7 +18,7 @@ void export_huggingface_directory(
       description.eos_token_ids = {*eos};
     }
     for (const data::TokenizerFile& file : tokenizer->exported_files()) {
-      options.tokenizer_files.push_back({file.path, file.exported_name});
+      options.copied_files.push_back({file.path, file.exported_name});
     }
   }
   checkpoint::write_huggingface_directory(directory, description, full_parameter, options);

@@ -40,7 +40,7 @@ void import_huggingface(const fs::path& from, const fs::path& output) {
   options.dtype = source.config().dtype == "float32"   ? at::kFloat
                   : source.config().dtype == "float16" ? at::kHalf
                                                        : at::kBFloat16;
-  options.tokenizer_files = companion_files(from);
+  options.copied_files = companion_files(from);
   checkpoint::write_huggingface_directory(
       output, source.config(),
       [&](const std::string& name) { return source.parameter(name, std::nullopt); }, options);

@@ -1,1 +1,107 @@
 #include "trainer/run_checkpoint.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "checkpoint/checkpoint_store.h"
+#include "checkpoint/huggingface_names.h"
+
+namespace narrowgauge::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<checkpoint::ShardChunk> run_chunks(
+    const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer) {
+  std::vector<checkpoint::ShardChunk> chunks;
+  std::map<std::string, const fsdp::ShardedParameter*> by_name;
+  for (const fsdp::ShardedParameter& parameter : parameters) {
+    by_name[parameter.fqn] = &parameter;
+    chunks.push_back({"model." + parameter.fqn, parameter.local.detach(), parameter.global_sizes,
+                      parameter.row_begin});
+  }
+  for (const auto& [name, tensor] : optimizer.state()) {
+    // "<parameter>.<state>": state has its parameter's rows.
+    const fsdp::ShardedParameter& parameter = *by_name.at(name.substr(0, name.rfind('.')));
+    chunks.push_back({"optimizer." + name, tensor, parameter.global_sizes, parameter.row_begin});
+  }
+  return chunks;
+}
+
+std::string folder_name(int64_t step) {
+  char name[32];
+  std::snprintf(name, sizeof name, "step-%08ld", step);
+  return name;
+}
+
+}  // namespace
+
+void save_run(const fs::path& store, const RunState& state,
+              const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer,
+              int64_t keep_latest_k, comm::Communicator& world) {
+  const nlohmann::ordered_json json = {{"step", state.step},
+                                       {"tokens_seen", state.tokens_seen},
+                                       {"optimizer_steps", optimizer.step_count()}};
+  checkpoint::save_checkpoint(store, state.step, run_chunks(parameters, optimizer), json.dump(),
+                              world);
+  if (world.rank() == 0) {
+    checkpoint::prune_checkpoints(store, keep_latest_k);
+  }
+}
+
+std::optional<fs::path> find_checkpoint(const fs::path& store, int64_t load_step,
+                                        comm::Communicator& world) {
+  if (load_step >= 0) {
+    const fs::path folder = store / folder_name(load_step);
+    if (!fs::exists(folder)) {
+      throw std::runtime_error("checkpoint.load_step " + std::to_string(load_step) +
+                               ": there is no " + folder.string());
+    }
+    return folder;
+  }
+  const checkpoint::LatestCheckpoint latest = checkpoint::find_latest_checkpoint(store, world);
+  if (world.rank() == 0) {
+    for (const std::string& warning : latest.warnings) {
+      std::fprintf(stderr, "%s\n", warning.c_str());
+    }
+  }
+  if (!latest.folder && !latest.warnings.empty()) {
+    throw std::runtime_error("every checkpoint in " + store.string() +
+                             " is damaged; remove the folder to start the run anew");
+  }
+  return latest.folder;
+}
+
+RunState load_run(const fs::path& folder, const std::vector<fsdp::ShardedParameter>& parameters,
+                  optim::Optimizer& optimizer) {
+  const at::NoGradGuard no_grad;
+  const auto saved = checkpoint::Checkpoint::open(folder);
+  saved.load(run_chunks(parameters, optimizer));
+  const auto json = nlohmann::json::parse(saved.manifest().state_json);
+  optimizer.set_step_count(json.at("optimizer_steps").get<int64_t>());
+  return {json.at("step").get<int64_t>(), json.at("tokens_seen").get<int64_t>()};
+}
+
+std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(
+    const fs::path& folder, const nn::TransformerConfig& config) {
+  auto saved = std::make_shared<checkpoint::Checkpoint>(checkpoint::Checkpoint::open(folder));
+  return [saved, config](const std::string& fqn) {
+    for (const checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config)) {
+      if (spec.name == fqn) {
+        const at::Tensor whole = at::empty(spec.sizes, at::kFloat);
+        const checkpoint::ShardChunk destination{"model." + fqn, whole, spec.sizes, 0};
+        saved->load({&destination, 1});
+        return whole;
+      }
+    }
+    throw std::logic_error("no parameter " + fqn);
+  };
+}
+
+}  // namespace narrowgauge::trainer

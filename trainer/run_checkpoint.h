@@ -2,38 +2,45 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "fsdp/fully_shard.h"
+#include "nn/transformer_config.h"
 #include "optim/optimizer.h"
 
 namespace narrowgauge::trainer {
 
-// What a checkpoint holds beside tensors.
+// What a checkpoint of a run holds: fp32 rows by the names model.<parameter> and
+// optimizer.<parameter>.<state>, and these numbers.
 struct RunState {
   int64_t step = 0;         // steps done; the data order and the schedule follow from it
   int64_t tokens_seen = 0;  // since step 1
 };
 
-// Names in a checkpoint: model.<fqn> and optimizer.<state>.<fqn>, fp32 shards by rows.
-
-// Every rank calls; returns when step-<state.step> is durable and `latest` names it, and older ones
-// beyond keep_latest_k (0: all are kept) are gone.
-void save_run(const std::filesystem::path& checkpoints, const RunState& state,
+// Returns when step-<state.step> is durable and `latest` names it; older ones beyond keep_latest_k
+// are gone then (0 keeps all). Collective; throws on every rank if one fails, with older
+// checkpoints untouched.
+void save_run(const std::filesystem::path& store, const RunState& state,
               const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer,
               int64_t keep_latest_k, comm::Communicator& world);
 
-// The folder to resume from: that of `load_step`, or the newest complete one for -1. Nothing if
-// there is none (a new run); throws if load_step names one that is missing.
-std::optional<std::filesystem::path> find_checkpoint(const std::filesystem::path& checkpoints,
-                                                     int64_t load_step);
+// The folder to resume from: that of `load_step`, or for -1 the newest complete one, damaged ones
+// passed over with a line on standard error. Nothing in a new run. Throws if load_step is missing
+// or all are damaged. Collective.
+std::optional<std::filesystem::path> find_checkpoint(const std::filesystem::path& store,
+                                                     int64_t load_step, comm::Communicator& world);
 
-// Fills parameters and optimizer from `checkpoint`, written at any world size.
-RunState load_run(const std::filesystem::path& checkpoint,
+// Fills parameters and optimizer from a checkpoint of any world size.
+RunState load_run(const std::filesystem::path& folder,
                   const std::vector<fsdp::ShardedParameter>& parameters,
                   optim::Optimizer& optimizer);
+
+// Reads whole parameters of a checkpoint, one at a time, on one rank.
+std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(
+    const std::filesystem::path& folder, const nn::TransformerConfig& config);
 
 }  // namespace narrowgauge::trainer

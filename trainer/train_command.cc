@@ -8,10 +8,10 @@
 #include <thread>
 #include <utility>
 
-#include "checkpoint/huggingface_config.h"
 #include "trainer/config_check.h"
 #include "trainer/config_reader.h"
 #include "trainer/device.h"
+#include "trainer/model_shape.h"
 #include "trainer/run_directory.h"
 #include "trainer/trainer.h"
 #include "trainer/training_data.h"
@@ -25,14 +25,6 @@ int64_t choose_num_threads(const TrainConfig& config, const comm::MpiSession& se
   }
   const auto processors = static_cast<int>(std::thread::hardware_concurrency());
   return std::max(1, processors / session.local_size());
-}
-
-// Takes the shape from model.initial_load_path where that is set.
-void fill_model_shape(ModelConfig& model) {
-  if (!model.initial_load_path.empty()) {
-    static_cast<nn::TransformerConfig&>(model) =
-        checkpoint::read_huggingface_config(model.initial_load_path).transformer;
-  }
 }
 
 void describe_start(const TrainConfig& config, const RunDirectory& run, int world_size,

@@ -5,8 +5,8 @@
 
 namespace narrowgauge::trainer {
 
-// narrowgauge train on this rank. Returns the exit code: done, or stopped by a signal after a checkpoint.
-// Throws what main reports.
+// narrowgauge train on this rank. Returns the exit code: done, or stopped by a signal after a
+// checkpoint. Throws what main reports.
 int train_command(const TrainOptions& options, comm::MpiSession& session);
 
 }  // namespace narrowgauge::trainer

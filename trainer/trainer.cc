@@ -58,7 +58,8 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       scheduler_(build_lr_scheduler(config)),
       loader_(data_.split.train, {config.training.seq_len, plan_.global_batch_size,
                                   static_cast<uint64_t>(config.training.seed)}) {
-  if (const auto checkpoint = find_checkpoint(run.checkpoints(), config.checkpoint.load_step)) {
+  if (const auto checkpoint =
+          find_checkpoint(run.checkpoints(), config.checkpoint.load_step, *world)) {
     state_ = load_run(*checkpoint, parameters_, *optimizer_);
   }
   if (is_first_rank()) {

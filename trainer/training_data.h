@@ -15,11 +15,11 @@ struct TrainingData {
   data::Split split;
 };
 
-// Opens what `config` names: the tokenizer (trained first where tokenizer.train_vocab_size asks for it; it
-// then lives in <run>/tokenizer) and the token caches, which are made where they are missing. Rank 0 works
-// and reports progress on standard error; the others wait and reuse its files. Where model.vocab_size is 0
-// it becomes the tokenizer's. Throws with the file and the place on bad input, ConfigError where the
-// vocabulary is smaller than the tokenizer's ids.
+// Opens what `config` names: the tokenizer (trained first where tokenizer.train_vocab_size asks for
+// it; it then lives in <run>/tokenizer) and the token caches, which are made where they are
+// missing. Rank 0 works and reports progress on standard error; the others wait and reuse its
+// files. Where model.vocab_size is 0 it becomes the tokenizer's. Throws with the file and the place
+// on bad input, ConfigError where the vocabulary is smaller than the tokenizer's ids.
 TrainingData open_training_data(TrainConfig& config, const RunDirectory& run,
                                 comm::Communicator& world);
 
