@@ -9,8 +9,9 @@ namespace narrowgauge::optim {
 // Shape of the learning rate over a run, as torchtitan defines it (v0.2.2, lr_scheduler section).
 struct LrSchedule {
   int64_t total_steps = 0;
-  int64_t warmup_steps = 0;           // clamped to total_steps
-  std::optional<double> decay_ratio;  // share of total_steps at the end; none: all after warm-up
+  int64_t warmup_steps = 0;  // clamped to total_steps
+  std::optional<double> decay_ratio =
+      std::nullopt;                   // share of total_steps at the end; none: all after warm-up
   std::string decay_type = "linear";  // constant | linear | cosine | sqrt
   double min_lr_factor = 0.0;         // the decay goes from 1 to this
 };
