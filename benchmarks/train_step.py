@@ -1,7 +1,7 @@
 """Training-step speed beside PyTorch, both in one run, in turn.
 
-Usage (from the repository root, in the pinned environment):
-    third_party/site/../../../bin/python benchmarks/train_step.py [--rounds 3] [--steps 12] [--threads 2]
+Usage (from the repository root):
+    tools/python.sh benchmarks/train_step.py [--rounds 3] [--steps 12] [--threads 2]
         [--compile] [--dtype bfloat16|float32] [--json FILE]
 
 Each round runs every contestant once as a fresh process on configs/bench/llama_12m.yaml's model; a figure is

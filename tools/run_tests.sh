@@ -20,7 +20,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
 bazel test --disk_cache="$cache/bazel" --color=no --curses=no --show_progress_rate_limit=15 \
-  --test_env=NARROWGAUGE_PYTHON="$PWD/third_party/site/../../../bin/python" \
+  --test_env=NARROWGAUGE_PYTHON="$PWD/tools/python.sh" \
   --test_env=OMPI_ALLOW_RUN_AS_ROOT=1 --test_env=OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
   --build_event_text_file="$log" "${arguments[@]}" "${targets[@]}" || status=$?
 python3 tools/count_tests.py "$log" "$status"

@@ -1,0 +1,204 @@
+// Bytes a second of the CPU kernels on one thread, beside a copy of the same number of bytes, in
+// the shapes of configs/bench/llama_12m.yaml: 2048 tokens, dim 384, ffn 1024, vocabulary 4096,
+// 6 heads and 2 key/value heads of 64, bf16 activations; AdamW over one fp32 matrix of 4 MB.
+//   bazel run -c opt //benchmarks:kernels_benchmark
+// BM_X/0 copies as many bytes as BM_X/1, the kernel, reads and writes: their ratio is the share of
+// the machine's own speed.
+#include <benchmark/benchmark.h>
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "nn/kernels/cross_entropy.h"
+#include "nn/kernels/embedding_lookup.h"
+#include "nn/kernels/normal_init.h"
+#include "nn/kernels/rms_norm.h"
+#include "nn/kernels/rotary_embedding.h"
+#include "nn/kernels/swiglu.h"
+#include "optim/kernels/adamw.h"
+
+namespace narrowgauge {
+namespace {
+
+using Bf16s = std::vector<uint16_t>;
+using Floats = std::vector<float>;
+
+constexpr int64_t kRows = 2048;
+constexpr int64_t kDim = 384;
+constexpr int64_t kFfn = 1024;
+constexpr int64_t kVocab = 4096;
+
+// Values around 1 of varying sign and mantissa.
+Bf16s bf16s(int64_t count) {
+  Bf16s values(static_cast<size_t>(count));
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = static_cast<uint16_t>(0x3f00U + (i * 37U) % 0x0100U + ((i & 1U) << 15));
+  }
+  return values;
+}
+
+Floats floats(int64_t count, float value) { return Floats(static_cast<size_t>(count), value); }
+
+// Runs `kernel`, which reads and writes `bytes` in all, or for range(0) == 0 a copy of as many.
+template <typename Kernel>
+void run(benchmark::State& state, int64_t bytes, const Kernel& kernel) {
+  std::vector<char> from(static_cast<size_t>(bytes / 2), 1);
+  std::vector<char> to(from.size());
+  for (auto step : state) {
+    if (state.range(0) == 0) {
+      std::memcpy(to.data(), from.data(), from.size());
+    } else {
+      kernel();
+    }
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(state.iterations() * bytes);
+  state.SetLabel(state.range(0) == 0 ? "copy" : "kernel");
+}
+
+void BM_RmsNorm(benchmark::State& state) {
+  const Bf16s x = bf16s(kRows * kDim);
+  const Floats weight = floats(kDim, 1);
+  Bf16s y(x.size());
+  Floats rstd = floats(kRows, 0);
+  run(state, kRows * kDim * 4, [&] {
+    nn::kernels::rms_norm(x.data(), weight.data(), y.data(), rstd.data(), kRows, kDim, 1e-5F);
+  });
+}
+
+void BM_AddRmsNorm(benchmark::State& state) {
+  const Bf16s x = bf16s(kRows * kDim);
+  const Floats weight = floats(kDim, 1);
+  Bf16s h(x.size());
+  Bf16s y(x.size());
+  Floats rstd = floats(kRows, 0);
+  run(state, kRows * kDim * 8, [&] {
+    nn::kernels::add_rms_norm(x.data(), x.data(), weight.data(), h.data(), y.data(), rstd.data(),
+                              kRows, kDim, 1e-5F);
+  });
+}
+
+void BM_AddRmsNormBackward(benchmark::State& state) {
+  const Bf16s x = bf16s(kRows * kDim);
+  const Bf16s grad_y = x;
+  const Bf16s grad_h = x;
+  const Floats weight = floats(kDim, 1);
+  const Floats rstd = floats(kRows, 1);
+  Bf16s grad_x(x.size());
+  Floats grad_weight = floats(kDim, 0);
+  run(state, kRows * kDim * 8, [&] {
+    nn::kernels::rms_norm_backward(grad_y.data(), grad_h.data(), x.data(), weight.data(),
+                                   rstd.data(), grad_x.data(), grad_weight.data(), kRows, kDim);
+  });
+}
+
+void BM_SwiGLU(benchmark::State& state) {
+  const Bf16s gate_up = bf16s(kRows * 2 * kFfn);
+  Bf16s out(static_cast<size_t>(kRows * kFfn));
+  run(state, kRows * kFfn * 6,
+      [&] { nn::kernels::swiglu(gate_up.data(), out.data(), kRows, kFfn); });
+}
+
+void BM_SwiGLUBackward(benchmark::State& state) {
+  const Bf16s gate_up = bf16s(kRows * 2 * kFfn);
+  const Bf16s grad = bf16s(kRows * kFfn);
+  Bf16s out(gate_up.size());
+  run(state, kRows * kFfn * 10,
+      [&] { nn::kernels::swiglu_backward(grad.data(), gate_up.data(), out.data(), kRows, kFfn); });
+}
+
+void BM_SplitAndRotate(benchmark::State& state) {
+  constexpr int64_t kLength = 256;
+  constexpr int64_t kHeadDim = 64;
+  constexpr int64_t kHeads = 6;
+  constexpr int64_t kKvHeads = 2;
+  const Bf16s qkv = bf16s(kRows * (kHeads + 2 * kKvHeads) * kHeadDim);
+  const Floats cosine = floats(kLength * kHeadDim / 2, 0.6F);
+  const Floats sine = floats(kLength * kHeadDim / 2, 0.8F);
+  Bf16s q(static_cast<size_t>(kRows * kHeads * kHeadDim));
+  Bf16s k(static_cast<size_t>(kRows * kKvHeads * kHeadDim));
+  Bf16s v(k.size());
+  constexpr int64_t kHead = kLength * kHeadDim;
+  const nn::kernels::QkvHeads<uint16_t> out{{q.data(), kHeads * kHead, kHead, kHeadDim},
+                                            {k.data(), kKvHeads * kHead, kHead, kHeadDim},
+                                            {v.data(), kKvHeads * kHead, kHead, kHeadDim}};
+  run(state, static_cast<int64_t>(qkv.size()) * 4, [&] {
+    nn::kernels::split_and_rotate(qkv.data(), out, cosine.data(), sine.data(),
+                                  {kLength, kHeads, kKvHeads, kHeadDim}, 0, kRows);
+  });
+}
+
+void BM_CrossEntropy(benchmark::State& state) {
+  const Bf16s logits = bf16s(kRows * kVocab);
+  const std::vector<int64_t> targets(static_cast<size_t>(kRows), 7);
+  Floats log_sum_exp = floats(kRows, 0);
+  Floats loss = floats(kRows, 0);
+  run(state, kRows * kVocab * 2, [&] {
+    nn::kernels::cross_entropy(logits.data(), targets.data(), log_sum_exp.data(), loss.data(),
+                               kRows, kVocab, -100);
+  });
+}
+
+void BM_CrossEntropyBackward(benchmark::State& state) {
+  const Bf16s logits = bf16s(kRows * kVocab);
+  const std::vector<int64_t> targets(static_cast<size_t>(kRows), 7);
+  const Floats log_sum_exp = floats(kRows, 8.5F);
+  Bf16s grad(logits.size());
+  run(state, kRows * kVocab * 4, [&] {
+    nn::kernels::cross_entropy_backward(logits.data(), targets.data(), log_sum_exp.data(), 5e-4F,
+                                        grad.data(), kRows, kVocab, -100);
+  });
+}
+
+void BM_SumRows(benchmark::State& state) {
+  const Bf16s rows = bf16s(kRows * kDim);
+  std::vector<int64_t> order(static_cast<size_t>(kRows));
+  for (size_t i = 0; i < order.size(); ++i) {
+    order[i] = static_cast<int64_t>((i * 997) % order.size());
+  }
+  Floats scratch = floats(kDim, 0);
+  Bf16s out(static_cast<size_t>(kRows / 4 * kDim));
+  run(state, kRows * kDim * 2 + kRows / 4 * kDim * 2, [&] {
+    for (int64_t row = 0; row < kRows / 4; ++row) {
+      nn::kernels::sum_rows(rows.data(), order.data() + row * 4, 4, kDim, scratch.data(),
+                            out.data() + row * kDim);
+    }
+  });
+}
+
+void BM_FillNormal(benchmark::State& state) {
+  Floats out = floats(1 << 20, 0);
+  run(state, 4 << 20, [&] {
+    nn::kernels::fill_normal(out.data(), 0, static_cast<int64_t>(out.size()), {1, 2}, 0, 0.02F);
+  });
+}
+
+void BM_AdamW(benchmark::State& state) {
+  constexpr int64_t kCount = 1 << 20;
+  Floats param = floats(kCount, 1);
+  const Floats grad = floats(kCount, 1e-3F);
+  Floats exp_avg = floats(kCount, 0);
+  Floats exp_avg_sq = floats(kCount, 0);
+  const optim::kernels::AdamWCoefficients coefficients{1.0F,  0.9999F, 0.1F,  0.95F,
+                                                       0.05F, 0.5F,    1e-8F, -1e-4F};
+  run(state, kCount * 28, [&] {
+    optim::kernels::adamw(param.data(), grad.data(), exp_avg.data(), exp_avg_sq.data(), kCount,
+                          coefficients);
+  });
+}
+
+BENCHMARK(BM_RmsNorm)->Arg(1)->Arg(0);
+BENCHMARK(BM_AddRmsNorm)->Arg(1)->Arg(0);
+BENCHMARK(BM_AddRmsNormBackward)->Arg(1)->Arg(0);
+BENCHMARK(BM_SwiGLU)->Arg(1)->Arg(0);
+BENCHMARK(BM_SwiGLUBackward)->Arg(1)->Arg(0);
+BENCHMARK(BM_SplitAndRotate)->Arg(1)->Arg(0);
+BENCHMARK(BM_CrossEntropy)->Arg(1)->Arg(0);
+BENCHMARK(BM_CrossEntropyBackward)->Arg(1)->Arg(0);
+BENCHMARK(BM_SumRows)->Arg(1)->Arg(0);
+BENCHMARK(BM_FillNormal)->Arg(1)->Arg(0);
+BENCHMARK(BM_AdamW)->Arg(1)->Arg(0);
+
+}  // namespace
+}  // namespace narrowgauge
