@@ -12,6 +12,9 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kMaxConfigBytes = 16 << 20;
+// A lying file must neither overflow a product of sizes nor allocate a name a layer without end.
+constexpr int64_t kMaxSize = int64_t{1} << 24;
+constexpr int64_t kMaxLayers = 4096;
 
 // One architecture of transformers: what its config class fixes or assumes.
 struct Architecture {
@@ -61,10 +64,10 @@ class Keys {
   T value_or(const char* key, T otherwise) const {
     return has(key) ? required<T>(key) : otherwise;
   }
-  int64_t positive(const char* key) const {
+  int64_t positive(const char* key, int64_t largest = kMaxSize) const {
     const int64_t value = required<int64_t>(key);
-    if (value < 1 || value > kMaxSize) {
-      fail("expected '" + std::string(key) + "' from 1 to " + std::to_string(kMaxSize) + ", got " +
+    if (value < 1 || value > largest) {
+      fail("expected '" + std::string(key) + "' from 1 to " + std::to_string(largest) + ", got " +
            std::to_string(value));
     }
     return value;
@@ -79,9 +82,6 @@ class Keys {
   }
 
  private:
-  // Products of two sizes stay far below 2^63.
-  static constexpr int64_t kMaxSize = int64_t{1} << 30;
-
   const json& object_;
   std::string source_;
 };
@@ -146,8 +146,11 @@ void check_attention_window(const Keys& keys, const nn::TransformerConfig& confi
   // transformers' MistralConfig assumes 4096 where the key is absent; null says there is none.
   const int64_t window = keys.is_null("sliding_window") ? config.max_seq_len
                                                         : keys.positive_or("sliding_window", 4096);
+  // Qwen's first max_window_layers layers see everything.
+  const bool is_qwen = config.architecture == "qwen2" || config.architecture == "qwen3";
   const bool is_used =
-      is_mistral || (config.architecture != "llama" && keys.value_or("use_sliding_window", false));
+      is_mistral || (is_qwen && keys.value_or<bool>("use_sliding_window", false) &&
+                     keys.value_or<int64_t>("max_window_layers", 28) < config.num_layers);
   if (is_used && window < config.max_seq_len) {
     keys.fail("a sliding attention window of " + std::to_string(window) +
               " is not supported; expected sliding_window null or at least "
@@ -172,6 +175,11 @@ void check_supported(const Keys& keys, const nn::TransformerConfig& config) {
     keys.fail("expected num_key_value_heads to divide num_attention_heads " +
               std::to_string(config.num_heads) + ", got " + std::to_string(config.num_kv_heads));
   }
+  if (config.num_heads * config.head_dim > kMaxSize) {
+    keys.fail("expected num_attention_heads * head_dim of at most " + std::to_string(kMaxSize) +
+              ", got " + std::to_string(config.num_heads) + " * " +
+              std::to_string(config.head_dim));
+  }
   if (config.head_dim % 2 != 0) {
     keys.fail("expected an even head_dim (rotary embedding turns pairs), got " +
               std::to_string(config.head_dim));
@@ -181,7 +189,7 @@ void check_supported(const Keys& keys, const nn::TransformerConfig& config) {
 void read_shape(const Keys& keys, const Architecture& architecture, nn::TransformerConfig& config) {
   config.vocab_size = keys.positive("vocab_size");
   config.dim = keys.positive("hidden_size");
-  config.num_layers = keys.positive("num_hidden_layers");
+  config.num_layers = keys.positive("num_hidden_layers", kMaxLayers);
   config.num_heads = keys.positive("num_attention_heads");
   config.ffn_dim = keys.positive("intermediate_size");
   config.num_kv_heads = architecture.kv_heads_default_to_heads

@@ -62,8 +62,8 @@ struct CopiedFile {
 };
 
 struct HuggingFaceWriteOptions {
-  at::ScalarType dtype = at::kBFloat16;     // of all weights: kFloat, kBFloat16 or kHalf
-  int64_t max_shard_bytes = 5'000'000'000;  // a larger tensor gets a file of its own
+  at::ScalarType dtype = at::kBFloat16;       // of all weights: kFloat, kBFloat16 or kHalf
+  int64_t max_shard_bytes = 5'000'000'000;    // a larger tensor gets a file of its own
   std::vector<CopiedFile> copied_files = {};  // what the tokenizer needs
 };
 

@@ -33,7 +33,7 @@ struct ShardChunk {
 // Writes rank files and manifest into `folder`, which exists and is empty, from what all ranks
 // hold. Collective. Rows that several ranks hold (replicated tensors, HSDP replicas) are written by
 // the lowest of them; rows that none holds, and chunks that overlap otherwise, are refused.
-// state_json is an object, taken from rank 0.
+// state_json is an object, taken from rank 0. `communicator` moves CPU tensors.
 //
 // Where a rank fails (disk full, say) every rank throws, with the rank and its reason.
 void write_sharded_checkpoint(const std::filesystem::path& folder, int64_t step,

@@ -117,6 +117,10 @@ TEST(HuggingFaceConfig, RefusesByNameWhatWouldComputeSomethingElse) {
   EXPECT_THAT(error({{"model_type", "qwen2"}, {"use_sliding_window", true}}),
               HasSubstr("window of 4096"));
   EXPECT_EQ(error({{"model_type", "qwen2"}, {"sliding_window", 1024}}), "");  // not in use
+  EXPECT_EQ(error({{"model_type", "qwen2"},                                   // on no layer
+                   {"use_sliding_window", true},
+                   {"max_window_layers", 32}}),
+            "");
 }
 
 TEST(HuggingFaceConfig, NamesMissingAndWrongKeys) {
@@ -137,6 +141,8 @@ TEST(HuggingFaceConfig, NamesMissingAndWrongKeys) {
   EXPECT_THAT(error({{"num_attention_heads", 24}, {"num_key_value_heads", 24}}),
               HasSubstr("divide hidden_size 4096"));
   EXPECT_THAT(error({{"head_dim", 7}}), HasSubstr("even head_dim"));
+  EXPECT_THAT(error({{"num_hidden_layers", 1000000}}), HasSubstr("to 4096, got 1000000"));
+  EXPECT_THAT(error({{"head_dim", 8388608}}), HasSubstr("got 32 * 8388608"));
   EXPECT_THAT(error({{"eos_token_id", "</s>"}}), HasSubstr("eos_token_id"));
   EXPECT_THAT(error({{"rope_theta", -1.0}}), HasSubstr("rope_theta"));
   EXPECT_THROW(parse_huggingface_config("", "x"), std::runtime_error);
