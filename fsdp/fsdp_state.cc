@@ -3,6 +3,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <utility>
 
@@ -12,6 +13,8 @@ namespace {
 at::Tensor cast_floating(at::Tensor tensor, std::optional<at::ScalarType> dtype) {
   return dtype && tensor.is_floating_point() ? tensor.to(*dtype) : tensor;
 }
+
+bool inside_backward() { return torch::autograd::get_current_graph_task_id() != -1; }
 
 bool takes_part_in_backward(const at::Tensor& tensor) {
   return c10::GradMode::is_enabled() && tensor.requires_grad();
@@ -76,11 +79,11 @@ at::Tensor FSDPState::pre_forward(const nn::Layer& layer, at::Tensor input) {
   if (mp_policy_.cast_forward_inputs) {
     input = cast_floating(std::move(input), mp_policy_.param_dtype);
   }
+  if (is_root_ && !inside_backward()) {
+    begin_root_forward();
+  }
   if (training_state_ == TrainingState::kBackward) {
     return input;
-  }
-  if (is_root_) {
-    begin_root_forward();
   }
   group_->unshard();
   if (takes_part_in_backward(input)) {

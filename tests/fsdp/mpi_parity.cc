@@ -1,0 +1,93 @@
+// Trains the toy model on MPI ranks and again on as many threads of each process: losses and
+// parameters must agree bit for bit. Started by mpi_parity_test.sh.
+//   mpi_parity REPLICATE SHARD
+
+#include <cstdlib>
+#include <exception>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "comm/device_mesh.h"
+#include "comm/mpi_session.h"
+#include "fsdp/clip_grad_norm.h"
+#include "fsdp/fully_shard.h"
+#include "tests/fsdp/toy_model.h"
+#include "tests/support/run_ranks.h"
+
+namespace narrowgauge::fsdp {
+namespace {
+
+struct Trained {
+  std::vector<double> losses;
+  std::vector<double> norms;
+  std::map<std::string, at::Tensor> parameters;
+};
+
+Trained train(const std::shared_ptr<comm::Communicator>& world, int replicate, int shard) {
+  const comm::DeviceMesh mesh(world, replicate, shard);
+  const FullyShardOptions options{
+      .mp_policy = {.param_dtype = at::kBFloat16, .reduce_dtype = at::kFloat}};
+  // Large enough that reductions take the path of large tensors.
+  const ToySpec spec{.vocab = 301, .dim = 67, .hidden = 131};
+  const auto model = make_sharded_toy(spec, mesh, options);
+  ToyAdam adam(locals_of(*model), 1e-2);
+  Trained trained;
+  for (int step = 0; step < 5; ++step) {
+    const ToyBatch batch = slice_of_rank(toy_batch(spec, step, 12), world->rank(), world->size());
+    const at::Tensor loss = model->loss_sum(batch.tokens, batch.targets).div(48);
+    loss.backward();
+    trained.norms.push_back(clip_grad_norm(sharded_parameters(*model), 1.0, mesh).item<double>());
+    adam.step();
+    const at::Tensor total = loss.detach().to(at::kDouble);
+    world->all_reduce(total, comm::ReduceOp::kSum);
+    trained.losses.push_back(total.item<double>());
+  }
+  trained.parameters = full_parameters(*model, mesh);
+  return trained;
+}
+
+void compare(const Trained& mpi, const Trained& threads) {
+  if (mpi.losses != threads.losses || mpi.norms != threads.norms) {
+    throw std::runtime_error("expected equal losses and norms, got last losses " +
+                             std::to_string(mpi.losses.back()) + " over MPI and " +
+                             std::to_string(threads.losses.back()) + " over threads");
+  }
+  if (!(mpi.losses.back() < mpi.losses.front())) {
+    throw std::runtime_error("expected a falling loss, got " + std::to_string(mpi.losses.front()) +
+                             " and then " + std::to_string(mpi.losses.back()));
+  }
+  for (const auto& [fqn, parameter] : threads.parameters) {
+    if (!parameter.equal(mpi.parameters.at(fqn))) {
+      throw std::runtime_error("expected equal parameters, got another " + fqn);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace narrowgauge::fsdp
+
+int main(int argc, char** argv) {
+  namespace ng = narrowgauge;
+  ng::comm::MpiSession session;
+  try {
+    if (argc != 3) {
+      throw std::runtime_error("usage: mpi_parity REPLICATE SHARD");
+    }
+    const int replicate = std::atoi(argv[1]);
+    const int shard = std::atoi(argv[2]);
+    const auto mpi = ng::fsdp::train(session.world(), replicate, shard);
+    ng::fsdp::Trained threads;
+    ng::testing::run_ranks_shared(replicate * shard, [&](auto world) {
+      auto trained = ng::fsdp::train(world, replicate, shard);
+      if (world->rank() == 0) {
+        threads = std::move(trained);
+      }
+    });
+    ng::fsdp::compare(mpi, threads);
+    return 0;
+  } catch (const std::exception& error) {
+    return session.fail(error.what());
+  }
+}
