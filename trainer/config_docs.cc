@@ -8,12 +8,14 @@ namespace {
 
 constexpr const char* kIntroduction = R"(# Configuration
 
-A run is described by one YAML file of sections and keys, and by overrides `section.key=value` after
-it on the command line. `narrowgauge validate FILE [OVERRIDE ...]` checks both and prints the resolved
-configuration. Unknown and duplicate keys, values of another type and values out of range are errors.
+A run is described by one YAML file of sections and keys, and by overrides `section.key=value`
+after it on the command line. `narrowgauge validate FILE [OVERRIDE ...]` checks both and prints the
+resolved configuration. Unknown and duplicate keys, values of another type and values out of range
+are errors.
 
-Numbers are decimal (`1000`, `3.0e-4`), booleans are `true` and `false`; anchors, aliases and tags are
-refused. In an override, text is taken as it stands and a list is written `data.train=[a.txt,b.txt]`.
+Numbers are decimal (`1000`, `3.0e-4`), booleans are `true` and `false`; anchors, aliases and tags
+are refused. In an override, text is taken as it stands and a list is written
+`data.train=[a.txt,b.txt]`.
 
 This page is generated from the schema: `./narrowgauge help config > docs/CONFIG.md`.
 )";

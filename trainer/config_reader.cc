@@ -10,6 +10,7 @@
 
 #include "trainer/config_check.h"
 #include "trainer/config_schema.h"
+#include "trainer/config_suggestion.h"
 #include "trainer/config_value.h"
 #include "trainer/config_yaml.h"
 

@@ -22,18 +22,29 @@ auto& field(TrainConfig& config) {
 
 using C = TrainConfig;
 
+// A size of the model.
 template <auto Member>
 ConfigKey shape(std::string_view name, int64_t min, std::string_view doc,
                 std::string_view also_known_as) {
-  return {"model",       name, IntegerKey{field<&C::model, Member>, min, kMaxSize}, "", doc,
-          also_known_as, true};
+  return {.section = "model",
+          .name = name,
+          .value = IntegerKey{field<&C::model, Member>, min, kMaxSize},
+          .unit = "",
+          .doc = doc,
+          .also_known_as = also_known_as,
+          .is_model_shape = true};
 }
 
+// A positive number of the model.
 template <auto Member>
-ConfigKey rope(std::string_view name, std::string_view doc, std::string_view also_known_as) {
-  return {"model", name, NumberKey{.field = field<&C::model, Member>, .min_excluded = true},
-          "",      doc,  also_known_as,
-          true};
+ConfigKey positive(std::string_view name, std::string_view doc, std::string_view also_known_as) {
+  return {.section = "model",
+          .name = name,
+          .value = NumberKey{.field = field<&C::model, Member>, .min_excluded = true},
+          .unit = "",
+          .doc = doc,
+          .also_known_as = also_known_as,
+          .is_model_shape = true};
 }
 
 const std::vector<ConfigSection>& sections() {
@@ -57,33 +68,54 @@ const std::vector<ConfigSection>& sections() {
   return all;
 }
 
-// clang-format would give every field its own line; a row a key is what makes this readable.
-// clang-format off
 std::vector<ConfigKey> model_keys() {
   using M = ModelConfig;
   return {
-      {"model", "architecture", TextKey{field<&C::model, &M::architecture>, {"llama", "mistral", "qwen2", "qwen3"}}, "",
-       "family; qwen2 has biases on q, k and v, qwen3 normalises q and k", "model.name model.flavor model_type", true},
-      shape<&M::vocab_size>("vocab_size", 0, "0: that of the tokenizer", "padded_vocab_size n_vocab"),
-      shape<&M::dim>("dim", 1, "width of the residual stream; required without initial_load_path", "hidden_size n_embd d_model embed_dim hidden_dim"),
-      shape<&M::num_layers>("num_layers", 1, "decoder blocks; required without initial_load_path", "num_hidden_layers n_layer n_layers"),
-      shape<&M::num_heads>("num_heads", 1, "query heads; required without initial_load_path", "num_attention_heads n_head n_heads"),
-      shape<&M::num_kv_heads>("num_kv_heads", 0, "key and value heads, a divisor of num_heads; 0: num_heads", "num_key_value_heads n_kv_heads n_kv_head"),
+      {"model", "architecture",
+       TextKey{field<&C::model, &M::architecture>, {"llama", "mistral", "qwen2", "qwen3"}}, "",
+       "family; qwen2 has biases on q, k and v, qwen3 normalises q and k",
+       "model.name model.flavor model_type", true},
+      shape<&M::vocab_size>("vocab_size", 0, "0: that of the tokenizer",
+                            "padded_vocab_size n_vocab"),
+      shape<&M::dim>("dim", 1, "width of the residual stream; required without initial_load_path",
+                     "hidden_size n_embd d_model embed_dim hidden_dim"),
+      shape<&M::num_layers>("num_layers", 1, "decoder blocks; required without initial_load_path",
+                            "num_hidden_layers n_layer n_layers"),
+      shape<&M::num_heads>("num_heads", 1, "query heads; required without initial_load_path",
+                           "num_attention_heads n_head n_heads"),
+      shape<&M::num_kv_heads>("num_kv_heads", 0,
+                              "key and value heads, a divisor of num_heads; 0: num_heads",
+                              "num_key_value_heads n_kv_heads n_kv_head"),
       shape<&M::head_dim>("head_dim", 0, "even; 0: dim / num_heads", ""),
-      shape<&M::ffn_dim>("ffn_dim", 1, "width inside the SwiGLU; required without initial_load_path", "intermediate_size ffn_hidden_size n_inner"),
-      shape<&M::max_seq_len>("max_seq_len", 1, "longest sequence, at least training.seq_len", "max_position_embeddings block_size n_ctx max_context_length"),
-      {"model", "norm_eps", NumberKey{.field = field<&C::model, &M::norm_eps>, .min_excluded = true}, "", "epsilon of RMSNorm", "rms_norm_eps", true},
-      {"model", "initializer_range", NumberKey{.field = field<&C::model, &M::initializer_range>, .min_excluded = true}, "",
-       "standard deviation of initial weights", "init_std", true},
-      {"model", "tie_word_embeddings", BooleanKey{field<&C::model, &M::tie_word_embeddings>}, "", "the head shares the embedding's weight", "enable_weight_tying tied_embeddings", true},
-      rope<&M::rope_theta>("rope_theta", "base of the rotary frequencies", "rope_base"),
-      {"model", "rope_scaling", TextKey{field<&C::model, &M::rope_scaling>, {"none", "linear", "llama3"}}, "", "how rotary frequencies are stretched", "rope_type", true},
-      rope<&M::rope_factor>("rope_factor", "stretch of rope_scaling linear and llama3", "scaling_factor"),
-      rope<&M::rope_low_freq_factor>("rope_low_freq_factor", "llama3: longer wavelengths than original / this are stretched", "low_freq_factor"),
-      rope<&M::rope_high_freq_factor>("rope_high_freq_factor", "llama3: shorter wavelengths than original / this are kept", "high_freq_factor"),
-      shape<&M::rope_original_max_seq_len>("rope_original_max_seq_len", 1, "llama3: sequence length before the stretch", "original_max_position_embeddings"),
+      shape<&M::ffn_dim>("ffn_dim", 1,
+                         "width inside the SwiGLU; required without initial_load_path",
+                         "intermediate_size ffn_hidden_size n_inner"),
+      shape<&M::max_seq_len>("max_seq_len", 1, "longest sequence, at least training.seq_len",
+                             "max_position_embeddings block_size n_ctx max_context_length"),
+      positive<&M::norm_eps>("norm_eps", "epsilon of RMSNorm", "rms_norm_eps"),
+      positive<&M::initializer_range>("initializer_range", "standard deviation of initial weights",
+                                      "init_std"),
+      {"model", "tie_word_embeddings", BooleanKey{field<&C::model, &M::tie_word_embeddings>}, "",
+       "the head shares the embedding's weight", "enable_weight_tying tied_embeddings", true},
+      positive<&M::rope_theta>("rope_theta", "base of the rotary frequencies", "rope_base"),
+      {"model", "rope_scaling",
+       TextKey{field<&C::model, &M::rope_scaling>, {"none", "linear", "llama3"}}, "",
+       "how rotary frequencies are stretched", "rope_type", true},
+      positive<&M::rope_factor>("rope_factor", "stretch of rope_scaling linear and llama3",
+                                "scaling_factor"),
+      positive<&M::rope_low_freq_factor>(
+          "rope_low_freq_factor", "llama3: longer wavelengths than original / this are stretched",
+          "low_freq_factor"),
+      positive<&M::rope_high_freq_factor>(
+          "rope_high_freq_factor", "llama3: shorter wavelengths than original / this are kept",
+          "high_freq_factor"),
+      shape<&M::rope_original_max_seq_len>("rope_original_max_seq_len", 1,
+                                           "llama3: sequence length before the stretch",
+                                           "original_max_position_embeddings"),
       {"model", "initial_load_path", TextKey{field<&C::model, &M::initial_load_path>}, "",
-       "Hugging Face directory: shape from its config.json, weights from its safetensors; excludes the keys of the shape", "hf_assets_path base_model pretrained_model_name_or_path"},
+       "Hugging Face directory: shape from its config.json, weights from its safetensors; excludes "
+       "the keys of the shape",
+       "hf_assets_path base_model pretrained_model_name_or_path"},
   };
 }
 
@@ -91,37 +123,72 @@ std::vector<ConfigKey> data_keys() {
   using T = TokenizerConfig;
   using D = DataConfig;
   return {
-      {"tokenizer", "kind", TextKey{field<&C::tokenizer, &T::kind>, {"bytes", "huggingface", "gpt2", "sentencepiece", "none"}}, "",
-       "required; none: the data are token ids already", "tokenizer_type tokenizer.type tokenizer.name"},
+      {"tokenizer", "kind",
+       TextKey{field<&C::tokenizer, &T::kind>,
+               {"bytes", "huggingface", "gpt2", "sentencepiece", "none"}},
+       "", "required; none: the data are token ids already",
+       "tokenizer_type tokenizer.type tokenizer.name"},
       {"tokenizer", "path", TextKey{field<&C::tokenizer, &T::path>}, "",
-       "tokenizer.json or its directory, directory of encoder.json and vocab.bpe (gpt2), .model file (sentencepiece); huggingface: empty takes model.initial_load_path", "tokenizer_path training.tokenizer_path model.tokenizer_path"},
-      {"tokenizer", "train_vocab_size", IntegerKey{field<&C::tokenizer, &T::train_vocab_size>, 0, 1 << 24}, "entries",
-       "huggingface without path: train a byte-level BPE of this size on the training text first; 0: do not", ""},
+       "tokenizer.json or its directory, directory of encoder.json and vocab.bpe (gpt2), .model "
+       "file (sentencepiece); huggingface: empty takes model.initial_load_path",
+       "tokenizer_path training.tokenizer_path model.tokenizer_path"},
+      {"tokenizer", "train_vocab_size",
+       IntegerKey{field<&C::tokenizer, &T::train_vocab_size>, 0, 1 << 24}, "entries",
+       "huggingface without path: train a byte-level BPE of this size on the training text first; "
+       "0: do not",
+       ""},
       {"data", "train", ListKey{field<&C::data, &D::train>}, "",
-       "required; files, globs (** included), directories: text, .jsonl, .bin; relative to the current directory, or to the repository where that has no such file; [random_tokens] for benchmarks", "training.dataset training.dataset_path data.dataset data.dataset_path data.path"},
-      {"data", "validation", ListKey{field<&C::data, &D::validation>}, "", "held-out sources, as data.train", "validation.dataset validation.dataset_path val"},
-      {"data", "validation_fraction", NumberKey{.field = field<&C::data, &D::validation_fraction>, .max = 1.0, .max_excluded = true}, "",
-       "share of data.train to hold out instead of data.validation", "val_fraction val_split"},
-      {"data", "text_field", TextKey{field<&C::data, &D::text_field>}, "", "field of a .jsonl line that holds the text", "text_column content_field"},
-      {"data", "invalid_utf8", TextKey{field<&C::data, &D::invalid_utf8>, {"error", "replace"}}, "", "stop at bytes that are not UTF-8, or read U+FFFD", ""},
-      {"data", "cache_dir", TextKey{field<&C::data, &D::cache_dir>}, "", "where tokenized data are kept and found again", ""},
+       "required; files, globs (** included), directories: text, .jsonl, .bin; relative to the "
+       "current directory, or to the repository where that has no such file; [random_tokens] for "
+       "benchmarks",
+       "training.dataset training.dataset_path data.dataset data.dataset_path data.path"},
+      {"data", "validation", ListKey{field<&C::data, &D::validation>}, "",
+       "held-out sources, as data.train", "validation.dataset validation.dataset_path val"},
+      {"data", "validation_fraction",
+       NumberKey{
+           .field = field<&C::data, &D::validation_fraction>, .max = 1.0, .max_excluded = true},
+       "", "share of data.train to hold out instead of data.validation", "val_fraction val_split"},
+      {"data", "text_field", TextKey{field<&C::data, &D::text_field>}, "",
+       "field of a .jsonl line that holds the text", "text_column content_field"},
+      {"data", "invalid_utf8", TextKey{field<&C::data, &D::invalid_utf8>, {"error", "replace"}}, "",
+       "stop at bytes that are not UTF-8, or read U+FFFD", ""},
+      {"data", "cache_dir", TextKey{field<&C::data, &D::cache_dir>}, "",
+       "where tokenized data are kept and found again", ""},
   };
 }
 
 std::vector<ConfigKey> training_keys() {
   using T = TrainingConfig;
   return {
-      {"training", "steps", IntegerKey{field<&C::training, &T::steps>, 1, kMaxSteps}, "steps", "optimizer steps of the whole run, resumed parts included", "max_steps train_steps max_iters"},
-      {"training", "seq_len", IntegerKey{field<&C::training, &T::seq_len>, 1, kMaxTokens}, "tokens", "tokens in a window", "sequence_length max_length block_size"},
-      {"training", "local_batch_size", IntegerKey{field<&C::training, &T::local_batch_size>, 1, kMaxWindows}, "windows", "of one rank in one forward pass", "batch_size micro_batch_size per_device_train_batch_size"},
-      {"training", "global_batch_size", IntegerKey{field<&C::training, &T::global_batch_size>, -1, kMaxWindows}, "windows",
-       "of one step over all ranks; more than local_batch_size x ranks accumulates gradients; -1: exactly that", "total_batch_size"},
-      {"training", "max_norm", NumberKey{.field = field<&C::training, &T::max_norm>}, "", "gradients are clipped to this global norm; 0: they are not", "grad_clip clip_grad_norm max_grad_norm"},
-      {"training", "seed", IntegerKey{field<&C::training, &T::seed>, 0}, "", "of initial weights, data order and samples", ""},
-      {"training", "mixed_precision_param", TextKey{field<&C::training, &T::mixed_precision_param>, {"bfloat16", "float32"}}, "", "dtype of compute; the parameters themselves stay float32", "dtype param_dtype"},
-      {"training", "mixed_precision_reduce", TextKey{field<&C::training, &T::mixed_precision_reduce>, {"float32", "bfloat16"}}, "", "dtype in which ranks sum gradients", "reduce_dtype"},
-      {"training", "device", TextKey{field<&C::training, &T::device>, {"auto", "cpu", "cuda"}}, "", "auto: cuda where there is one", ""},
-      {"training", "num_threads", IntegerKey{field<&C::training, &T::num_threads>, 0, 4096}, "threads", "of one rank; 0: its share of the cores", ""},
+      {"training", "steps", IntegerKey{field<&C::training, &T::steps>, 1, kMaxSteps}, "steps",
+       "optimizer steps of the whole run, resumed parts included",
+       "max_steps train_steps max_iters"},
+      {"training", "seq_len", IntegerKey{field<&C::training, &T::seq_len>, 1, kMaxTokens}, "tokens",
+       "tokens in a window", "sequence_length max_length block_size"},
+      {"training", "local_batch_size",
+       IntegerKey{field<&C::training, &T::local_batch_size>, 1, kMaxWindows}, "windows",
+       "of one rank in one forward pass",
+       "batch_size micro_batch_size per_device_train_batch_size"},
+      {"training", "global_batch_size",
+       IntegerKey{field<&C::training, &T::global_batch_size>, -1, kMaxWindows}, "windows",
+       "of one step over all ranks; more than local_batch_size x ranks accumulates gradients; -1: "
+       "exactly that",
+       "total_batch_size"},
+      {"training", "max_norm", NumberKey{.field = field<&C::training, &T::max_norm>}, "",
+       "gradients are clipped to this global norm; 0: they are not",
+       "grad_clip clip_grad_norm max_grad_norm"},
+      {"training", "seed", IntegerKey{field<&C::training, &T::seed>, 0}, "",
+       "of initial weights, data order and samples", ""},
+      {"training", "mixed_precision_param",
+       TextKey{field<&C::training, &T::mixed_precision_param>, {"bfloat16", "float32"}}, "",
+       "dtype of compute; the parameters themselves stay float32", "dtype param_dtype"},
+      {"training", "mixed_precision_reduce",
+       TextKey{field<&C::training, &T::mixed_precision_reduce>, {"float32", "bfloat16"}}, "",
+       "dtype in which ranks sum gradients", "reduce_dtype"},
+      {"training", "device", TextKey{field<&C::training, &T::device>, {"auto", "cpu", "cuda"}}, "",
+       "auto: cuda where there is one", ""},
+      {"training", "num_threads", IntegerKey{field<&C::training, &T::num_threads>, 0, 4096},
+       "threads", "of one rank; 0: its share of the cores", ""},
   };
 }
 
@@ -129,17 +196,36 @@ std::vector<ConfigKey> optimizer_keys() {
   using O = OptimizerConfig;
   using L = LrSchedulerConfig;
   return {
-      {"optimizer", "name", TextKey{field<&C::optimizer, &O::name>, {"AdamW"}}, "", "update rule", "optimizer.type optim"},
-      {"optimizer", "lr", NumberKey{.field = field<&C::optimizer, &O::lr>, .min_excluded = true}, "", "learning rate after warm-up, before decay", "learning_rate max_lr"},
-      {"optimizer", "beta1", NumberKey{.field = field<&C::optimizer, &O::beta1>, .max = 1.0, .max_excluded = true}, "", "decay of the gradient's mean", "adam_beta1"},
-      {"optimizer", "beta2", NumberKey{.field = field<&C::optimizer, &O::beta2>, .max = 1.0, .max_excluded = true}, "", "decay of the gradient's mean square", "adam_beta2"},
-      {"optimizer", "eps", NumberKey{.field = field<&C::optimizer, &O::eps>, .min_excluded = true}, "", "added to the denominator", "adam_epsilon adam_eps epsilon"},
-      {"optimizer", "weight_decay", NumberKey{.field = field<&C::optimizer, &O::weight_decay>}, "", "decoupled, a step multiplies weights by 1 - lr x this", "wd"},
-      {"optimizer", "decay_norms_and_embeddings", BooleanKey{field<&C::optimizer, &O::decay_norms_and_embeddings>}, "", "weight decay reaches them too", ""},
-      {"lr_scheduler", "warmup_steps", IntegerKey{field<&C::lr_scheduler, &L::warmup_steps>, 0, kMaxSteps}, "steps", "linear rise from 0, at most training.steps", "warmup_iters num_warmup_steps"},
-      {"lr_scheduler", "decay_ratio", NumberKey{.field = field<&C::lr_scheduler, &L::decay_ratio>, .max = 1.0}, "", "share of training.steps spent in decay, at the end; 1: all that follows warm-up", "lr_decay_ratio"},
-      {"lr_scheduler", "decay_type", TextKey{field<&C::lr_scheduler, &L::decay_type>, {"constant", "linear", "cosine", "sqrt"}}, "", "shape of the decay", "lr_decay_type lr_scheduler_type schedule"},
-      {"lr_scheduler", "min_lr_factor", NumberKey{.field = field<&C::lr_scheduler, &L::min_lr_factor>, .max = 1.0}, "", "share of optimizer.lr that is left at the end", "lr_min min_lr min_lr_ratio"},
+      {"optimizer", "name", TextKey{field<&C::optimizer, &O::name>, {"AdamW"}}, "", "update rule",
+       "optimizer.type optim"},
+      {"optimizer", "lr", NumberKey{.field = field<&C::optimizer, &O::lr>, .min_excluded = true},
+       "", "learning rate after warm-up, before decay", "learning_rate max_lr"},
+      {"optimizer", "beta1",
+       NumberKey{.field = field<&C::optimizer, &O::beta1>, .max = 1.0, .max_excluded = true}, "",
+       "decay of the gradient's mean", "adam_beta1"},
+      {"optimizer", "beta2",
+       NumberKey{.field = field<&C::optimizer, &O::beta2>, .max = 1.0, .max_excluded = true}, "",
+       "decay of the gradient's mean square", "adam_beta2"},
+      {"optimizer", "eps", NumberKey{.field = field<&C::optimizer, &O::eps>, .min_excluded = true},
+       "", "added to the denominator", "adam_epsilon adam_eps epsilon"},
+      {"optimizer", "weight_decay", NumberKey{.field = field<&C::optimizer, &O::weight_decay>}, "",
+       "decoupled, a step multiplies weights by 1 - lr x this", "wd"},
+      {"optimizer", "decay_norms_and_embeddings",
+       BooleanKey{field<&C::optimizer, &O::decay_norms_and_embeddings>}, "",
+       "weight decay reaches them too", ""},
+      {"lr_scheduler", "warmup_steps",
+       IntegerKey{field<&C::lr_scheduler, &L::warmup_steps>, 0, kMaxSteps}, "steps",
+       "linear rise from 0, at most training.steps", "warmup_iters num_warmup_steps"},
+      {"lr_scheduler", "decay_ratio",
+       NumberKey{.field = field<&C::lr_scheduler, &L::decay_ratio>, .max = 1.0}, "",
+       "share of training.steps spent in decay, at the end; 1: all that follows warm-up",
+       "lr_decay_ratio"},
+      {"lr_scheduler", "decay_type",
+       TextKey{field<&C::lr_scheduler, &L::decay_type>, {"constant", "linear", "cosine", "sqrt"}},
+       "", "shape of the decay", "lr_decay_type lr_scheduler_type schedule"},
+      {"lr_scheduler", "min_lr_factor",
+       NumberKey{.field = field<&C::lr_scheduler, &L::min_lr_factor>, .max = 1.0}, "",
+       "share of optimizer.lr that is left at the end", "lr_min min_lr min_lr_ratio"},
   };
 }
 
@@ -149,30 +235,66 @@ std::vector<ConfigKey> run_keys() {
   using V = ValidationConfig;
   using G = GenerationConfig;
   return {
-      {"parallelism", "data_parallel_replicate_degree", IntegerKey{field<&C::parallelism, &P::data_parallel_replicate_degree>, 1, 1 << 20}, "ranks", "copies of the model", "dp_replicate"},
-      {"parallelism", "data_parallel_shard_degree", IntegerKey{field<&C::parallelism, &P::data_parallel_shard_degree>, -1, 1 << 20}, "ranks", "ranks that share one copy; -1: all that are left", "dp_shard data_parallel_degree"},
-      {"parallelism", "fsdp_reshard_after_forward", TextKey{field<&C::parallelism, &P::fsdp_reshard_after_forward>, {"default", "always", "never"}}, "",
-       "free gathered parameters between forward and backward; default: in blocks, not in the root", "reshard_after_forward"},
-      {"checkpoint", "enable", BooleanKey{field<&C::checkpoint, &S::enable>}, "", "save to <run>/checkpoints, at the end and at a signal too, and resume from there", "enable_checkpoint"},
-      {"checkpoint", "interval", IntegerKey{field<&C::checkpoint, &S::interval>, 1, kMaxSteps}, "steps", "between checkpoints", "save_interval save_steps checkpoint.freq"},
-      {"checkpoint", "keep_latest_k", IntegerKey{field<&C::checkpoint, &S::keep_latest_k>, 0, kMaxSteps}, "checkpoints", "older ones are removed; 0: none is", "save_total_limit"},
-      {"checkpoint", "load_step", IntegerKey{field<&C::checkpoint, &S::load_step>, -1, kMaxSteps}, "step", "resume from this checkpoint; -1: the newest complete one", ""},
-      {"validation", "interval", IntegerKey{field<&C::validation, &V::interval>, 0, kMaxSteps}, "steps", "between validations; 0: none", "validation.freq eval_interval eval_steps val_interval"},
-      {"validation", "max_batches", IntegerKey{field<&C::validation, &V::max_batches>, 0, kMaxSteps}, "batches", "of each rank in one validation; 0: all data", "validation.steps eval_iters"},
-      {"validation", "local_batch_size", IntegerKey{field<&C::validation, &V::local_batch_size>, 0, kMaxWindows}, "windows", "0: training.local_batch_size", "validation.batch_size eval_batch_size"},
-      {"generation", "interval", IntegerKey{field<&C::generation, &G::interval>, 0, kMaxSteps}, "steps", "between samples; 0: none", "sample_interval sample_every generation.freq"},
-      {"generation", "prompt", TextKey{field<&C::generation, &G::prompt>}, "", "where a sample begins", "start"},
-      {"generation", "max_new_tokens", IntegerKey{field<&C::generation, &G::max_new_tokens>, 1, kMaxTokens}, "tokens", "length of a sample", "max_tokens num_tokens"},
-      {"generation", "temperature", NumberKey{.field = field<&C::generation, &G::temperature>}, "", "0: always the likeliest token", ""},
-      {"generation", "top_p", NumberKey{.field = field<&C::generation, &G::top_p>, .max = 1.0, .min_excluded = true}, "", "sample among the likeliest tokens that hold this share of probability", ""},
-      {"export", "enable", BooleanKey{field<&C::export_, &ExportConfig::enable>}, "", "write it", "checkpoint.last_save_in_hf"},
-      {"export", "dtype", TextKey{field<&C::export_, &ExportConfig::dtype>, {"float32", "bfloat16"}}, "", "of the exported weights", "checkpoint.export_dtype torch_dtype"},
-      {"metrics", "log_interval", IntegerKey{field<&C::metrics, &MetricsConfig::log_interval>, 1, kMaxSteps}, "steps", "between log lines; the first step is always logged", "log_freq logging_steps log_every_n_steps metrics.interval"},
-      {"comm", "timeout_seconds", IntegerKey{field<&C::comm, &CommConfig::timeout_seconds>, 1, 1 << 30}, "seconds", "a collective that waits longer ends the run, naming the ranks", "init_timeout_seconds train_timeout_seconds"},
-      {"debug", "deterministic", BooleanKey{field<&C::debug, &DebugConfig::deterministic>}, "", "bitwise the same run each time, at some cost in speed", ""},
+      {"parallelism", "data_parallel_replicate_degree",
+       IntegerKey{field<&C::parallelism, &P::data_parallel_replicate_degree>, 1, 1 << 20}, "ranks",
+       "copies of the model", "dp_replicate"},
+      {"parallelism", "data_parallel_shard_degree",
+       IntegerKey{field<&C::parallelism, &P::data_parallel_shard_degree>, -1, 1 << 20}, "ranks",
+       "ranks that share one copy; -1: all that are left", "dp_shard data_parallel_degree"},
+      {"parallelism", "fsdp_reshard_after_forward",
+       TextKey{field<&C::parallelism, &P::fsdp_reshard_after_forward>,
+               {"default", "always", "never"}},
+       "",
+       "free gathered parameters between forward and backward; default: in blocks, not in the root",
+       "reshard_after_forward"},
+      {"checkpoint", "enable", BooleanKey{field<&C::checkpoint, &S::enable>}, "",
+       "save to <run>/checkpoints, at the end and at a signal too, and resume from there",
+       "enable_checkpoint"},
+      {"checkpoint", "interval", IntegerKey{field<&C::checkpoint, &S::interval>, 1, kMaxSteps},
+       "steps", "between checkpoints", "save_interval save_steps checkpoint.freq"},
+      {"checkpoint", "keep_latest_k",
+       IntegerKey{field<&C::checkpoint, &S::keep_latest_k>, 0, kMaxSteps}, "checkpoints",
+       "older ones are removed; 0: none is", "save_total_limit"},
+      {"checkpoint", "load_step", IntegerKey{field<&C::checkpoint, &S::load_step>, -1, kMaxSteps},
+       "step", "resume from this checkpoint; -1: the newest complete one", ""},
+      {"validation", "interval", IntegerKey{field<&C::validation, &V::interval>, 0, kMaxSteps},
+       "steps", "between validations; 0: none",
+       "validation.freq eval_interval eval_steps val_interval"},
+      {"validation", "max_batches",
+       IntegerKey{field<&C::validation, &V::max_batches>, 0, kMaxSteps}, "batches",
+       "of each rank in one validation; 0: all data", "validation.steps eval_iters"},
+      {"validation", "local_batch_size",
+       IntegerKey{field<&C::validation, &V::local_batch_size>, 0, kMaxWindows}, "windows",
+       "0: training.local_batch_size", "validation.batch_size eval_batch_size"},
+      {"generation", "interval", IntegerKey{field<&C::generation, &G::interval>, 0, kMaxSteps},
+       "steps", "between samples; 0: none", "sample_interval sample_every generation.freq"},
+      {"generation", "prompt", TextKey{field<&C::generation, &G::prompt>}, "",
+       "where a sample begins", "start"},
+      {"generation", "max_new_tokens",
+       IntegerKey{field<&C::generation, &G::max_new_tokens>, 1, kMaxTokens}, "tokens",
+       "length of a sample", "max_tokens num_tokens"},
+      {"generation", "temperature", NumberKey{.field = field<&C::generation, &G::temperature>}, "",
+       "0: always the likeliest token", ""},
+      {"generation", "top_p",
+       NumberKey{.field = field<&C::generation, &G::top_p>, .max = 1.0, .min_excluded = true}, "",
+       "sample among the likeliest tokens that hold this share of probability", ""},
+      {"export", "enable", BooleanKey{field<&C::export_, &ExportConfig::enable>}, "", "write it",
+       "checkpoint.last_save_in_hf"},
+      {"export", "dtype",
+       TextKey{field<&C::export_, &ExportConfig::dtype>, {"float32", "bfloat16"}}, "",
+       "of the exported weights", "checkpoint.export_dtype torch_dtype"},
+      {"metrics", "log_interval",
+       IntegerKey{field<&C::metrics, &MetricsConfig::log_interval>, 1, kMaxSteps}, "steps",
+       "between log lines; the first step is always logged",
+       "log_freq logging_steps log_every_n_steps metrics.interval"},
+      {"comm", "timeout_seconds",
+       IntegerKey{field<&C::comm, &CommConfig::timeout_seconds>, 1, 1 << 30}, "seconds",
+       "a collective that waits longer ends the run, naming the ranks",
+       "init_timeout_seconds train_timeout_seconds"},
+      {"debug", "deterministic", BooleanKey{field<&C::debug, &DebugConfig::deterministic>}, "",
+       "bitwise the same run each time, at some cost in speed", ""},
   };
 }
-// clang-format on
 
 std::vector<ConfigKey> all_keys() {
   std::vector<ConfigKey> all = {{"job", "run_dir", TextKey{field<&C::job, &JobConfig::run_dir>}, "",
@@ -210,52 +332,6 @@ struct ValuesInWords {
   std::string operator()(const ListKey&) const { return "a list such as [a.txt, b.txt]"; }
 };
 
-bool is_known_as(const ConfigKey& key, std::string_view section, std::string_view name) {
-  const std::string path = std::string(section) + "." + std::string(name);
-  std::string_view rest = key.also_known_as;
-  while (!rest.empty()) {
-    const std::string_view alias = rest.substr(0, rest.find(' '));
-    // An alias without a section is good for its own section or where the section is wrong as well.
-    if (alias == path || alias == name) {
-      return true;
-    }
-    rest.remove_prefix(std::min(rest.size(), alias.size() + 1));
-  }
-  return false;
-}
-
-// The key a user of another trainer, of the right name in the wrong section, or of a typo meant.
-const ConfigKey* intended_key(std::string_view section, std::string_view name) {
-  const auto keys = config_schema();
-  const std::string path = std::string(section) + "." + std::string(name);
-  std::vector<std::string_view> siblings;
-  std::vector<std::string> paths;
-  for (const ConfigKey& key : keys) {
-    paths.push_back(key.path());
-    if (key.section == section) {
-      siblings.push_back(key.name);
-    }
-  }
-  const auto known_here = std::find_if(keys.begin(), keys.end(), [&](const ConfigKey& key) {
-    return key.section == section && is_known_as(key, section, name);
-  });
-  if (known_here != keys.end()) {
-    return &*known_here;
-  }
-  if (const auto near = nearest_name(name, siblings)) {
-    return find_key(section, *near);
-  }
-  const auto known = std::find_if(keys.begin(), keys.end(), [&](const ConfigKey& key) {
-    return key.name == name || is_known_as(key, section, name);
-  });
-  if (known != keys.end()) {
-    return &*known;
-  }
-  const auto near = nearest_name(path, std::vector<std::string_view>(paths.begin(), paths.end()));
-  const auto found = std::find(paths.begin(), paths.end(), near.value_or(""));
-  return found == paths.end() ? nullptr : &keys[found - paths.begin()];
-}
-
 }  // namespace
 
 std::span<const ConfigSection> config_sections() { return sections(); }
@@ -275,30 +351,5 @@ const ConfigKey* find_key(std::string_view section, std::string_view name) {
 }
 
 std::string describe_values(const ConfigKey& key) { return std::visit(ValuesInWords{}, key.value); }
-
-std::string suggest_key(std::string_view section, std::string_view name) {
-  if (const ConfigKey* key = intended_key(section, name)) {
-    return "; did you mean " + key->path() + "?";
-  }
-  std::vector<std::string_view> siblings;
-  for (const ConfigKey& key : config_schema()) {
-    if (key.section == section) {
-      siblings.push_back(key.name);
-    }
-  }
-  return siblings.empty() ? suggest_section(section)
-                          : "; " + std::string(section) + " has " + join(siblings);
-}
-
-std::string suggest_section(std::string_view section) {
-  std::vector<std::string_view> names;
-  for (const ConfigSection& known : config_sections()) {
-    names.push_back(known.name);
-  }
-  if (const auto near = nearest_name(section, names)) {
-    return "; did you mean " + std::string(*near) + "?";
-  }
-  return "; the sections are " + join(names);
-}
 
 }  // namespace narrowgauge::trainer

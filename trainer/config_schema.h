@@ -72,9 +72,4 @@ const ConfigKey* find_key(std::string_view section, std::string_view name);
 // What the key takes, in words that follow "expected": "an integer of at least 1", "one of a, b".
 std::string describe_values(const ConfigKey& key);
 
-// The end of an error message about a key or a section that does not exist: "; did you mean x?", or
-// the list of those that do.
-std::string suggest_key(std::string_view section, std::string_view name);
-std::string suggest_section(std::string_view section);
-
 }  // namespace narrowgauge::trainer
