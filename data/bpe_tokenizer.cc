@@ -41,11 +41,12 @@ BpeTokenizer::BpeTokenizer(BpeTokenizerParts parts)
   for (const AddedToken& token : parts_.added_tokens) {
     const auto id = static_cast<size_t>(token.id);
     tokens_.resize(std::max(tokens_.size(), id + 1));
-    tokens_[id] = token.content;
+    // A token that is sought in normalized text also decodes to its normalized self.
+    std::string pattern =
+        token.normalized ? parts_.normalizer.normalize(token.content, scratch) : token.content;
+    tokens_[id] = pattern;
     (token.normalized ? normalized : raw).push_back(token);
-    (token.normalized ? normalized_patterns : raw_patterns)
-        .push_back(token.normalized ? parts_.normalizer.normalize(token.content, scratch)
-                                    : token.content);
+    (token.normalized ? normalized_patterns : raw_patterns).push_back(std::move(pattern));
   }
   raw_tokens_ = AddedTokenMatcher(std::move(raw), raw_patterns);
   normalized_tokens_ = AddedTokenMatcher(std::move(normalized), normalized_patterns);

@@ -16,7 +16,7 @@ struct BpeTrainerOptions {
   std::vector<std::string> special_tokens = {"<|endoftext|>"};
   std::string pre_tokenizer = "llama3";  // llama3 | gpt2
   // Called now and then from the calling thread with the part done, 0 to 1, of a stage.
-  std::function<void(double fraction, std::string_view stage)> progress;
+  std::function<void(double fraction, std::string_view stage)> progress = nullptr;
 };
 
 // Trains a byte-level BPE and returns the text of its tokenizer.json. The result is a function of

@@ -108,9 +108,9 @@ std::vector<std::string> read_documents(const std::vector<std::string>& patterns
   std::vector<std::string> documents;
   while (auto record = source.next()) {
     documents.push_back(source.decode(std::move(*record)));
-    progress.report(static_cast<double>(source.bytes_read()) /
-                        static_cast<double>(source.total_bytes()),
-                    "reading text");
+    progress.report(
+        static_cast<double>(source.bytes_read()) / static_cast<double>(source.total_bytes()),
+        "reading text");
   }
   return documents;
 }
@@ -131,6 +131,16 @@ void write_file(const std::filesystem::path& path, const std::string& content) {
   std::filesystem::rename(partial, path);
 }
 
+std::string train(const std::vector<std::string>& documents,
+                  const data::BpeTrainerOptions& options) {
+  try {
+    return data::train_bpe(std::vector<std::string_view>(documents.begin(), documents.end()),
+                           options);
+  } catch (const std::invalid_argument& error) {
+    throw ArgumentError(error.what());
+  }
+}
+
 int run_train(std::span<const std::string> arguments) {
   cxxopts::Options options(
       "narrowgauge tokenizer train",
@@ -139,13 +149,13 @@ int run_train(std::span<const std::string> arguments) {
       "tokenizer_config.json that says so is written beside it.\n");
   options.positional_help("FILE|DIR|GLOB ...");
   options.add_options()("output", "tokenizer.json to write", cxxopts::value<std::string>(), "FILE")(
-      "vocab-size", "entries, the 256 bytes and special tokens included",
-      cxxopts::value<int64_t>(), "N")(
-      "pre-tokenizer", "llama3 or gpt2", cxxopts::value<std::string>()->default_value("llama3"))(
+      "vocab-size", "entries, the 256 bytes and special tokens included", cxxopts::value<int64_t>(),
+      "N")("pre-tokenizer", "llama3 or gpt2",
+           cxxopts::value<std::string>()->default_value("llama3"))(
       "special-token", "in place of <|endoftext|>; may be given more than once",
-      cxxopts::value<std::vector<std::string>>(), "TEXT")(
-      "text-field", "field of .jsonl objects",
-      cxxopts::value<std::string>()->default_value("text"))(
+      cxxopts::value<std::vector<std::string>>(),
+      "TEXT")("field", "of the objects in .jsonl files",
+              cxxopts::value<std::string>()->default_value("text"))(
       "replace-invalid-utf8", "take text that is not UTF-8, with U+FFFD for what is wrong")(
       "threads", "default: one a core", cxxopts::value<int>(), "N")("help", "print this help")(
       "files", "text", cxxopts::value<std::vector<std::string>>());
@@ -175,7 +185,7 @@ int run_train(std::span<const std::string> arguments) {
     progress.report(fraction, stage);
   };
   data::TextOptions text_options;
-  text_options.text_field = parsed["text-field"].as<std::string>();
+  text_options.text_field = parsed["field"].as<std::string>();
   text_options.replace_invalid_utf8 = parsed.count("replace-invalid-utf8") > 0;
   const std::vector<std::string> documents =
       read_documents(parsed["files"].as<std::vector<std::string>>(), text_options, progress);
@@ -183,8 +193,7 @@ int run_train(std::span<const std::string> arguments) {
   for (const std::string& document : documents) {
     num_bytes += document.size();
   }
-  const std::string tokenizer = data::train_bpe(
-      std::vector<std::string_view>(documents.begin(), documents.end()), training);
+  const std::string tokenizer = train(documents, training);
   progress.finish();
   write_file(output, tokenizer);
   if (output.filename() == "tokenizer.json") {
@@ -194,7 +203,8 @@ int run_train(std::span<const std::string> arguments) {
   const int64_t size = data::load_tokenizer({"huggingface", output.string()})->vocab_size();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::fprintf(stderr, "[tokenizer] wrote %s: %lld entries%s, from %zu documents, %.1f MB, %.1f s\n",
+  std::fprintf(stderr,
+               "[tokenizer] wrote %s: %lld entries%s, from %zu documents, %.1f MB, %.1f s\n",
                output.c_str(), static_cast<long long>(size),
                size < training.vocab_size ? " (the text has no more pairs)" : "", documents.size(),
                static_cast<double>(num_bytes) / 1e6, seconds);
