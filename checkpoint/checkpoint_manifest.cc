@@ -22,14 +22,6 @@ using nlohmann::json;
 constexpr const char* kFormat = "narrowgauge-checkpoint";
 constexpr int64_t kVersion = 1;
 
-std::string to_hex(uint64_t value) {
-  std::string text(16, '0');
-  char digits[16];
-  const auto end = std::to_chars(digits, digits + sizeof(digits), value, 16).ptr;
-  std::copy_backward(digits, end, text.data() + text.size());
-  return text;
-}
-
 uint64_t from_hex(const std::string& text, const std::string& source) {
   uint64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 16);
@@ -41,7 +33,7 @@ uint64_t from_hex(const std::string& text, const std::string& source) {
 
 std::string hash_of(const json& root) {
   const std::string text = root.dump();
-  return to_hex(xxh3(text.data(), text.size()));
+  return xxh3_text(xxh3(text.data(), text.size()));
 }
 
 json to_json(const ManifestTensor& tensor) {
@@ -50,7 +42,7 @@ json to_json(const ManifestTensor& tensor) {
     chunks.push_back({{"file", chunk.file},
                       {"name", chunk.name},
                       {"rows", {chunk.row_begin, chunk.row_end}},
-                      {"xxh3", to_hex(chunk.xxh3)}});
+                      {"xxh3", xxh3_text(chunk.xxh3)}});
   }
   return {{"dtype", tensor.dtype}, {"shape", tensor.sizes}, {"chunks", std::move(chunks)}};
 }
@@ -97,6 +89,14 @@ void check_tensor(ManifestTensor& tensor, const std::string& where) {
 }
 
 }  // namespace
+
+std::string xxh3_text(uint64_t hash) {
+  std::string text(16, '0');
+  char digits[16];
+  const auto end = std::to_chars(digits, digits + sizeof(digits), hash, 16).ptr;
+  std::copy_backward(digits, end, text.data() + text.size());
+  return text;
+}
 
 uint64_t xxh3(const void* data, size_t size) { return XXH3_64bits(data, size); }
 

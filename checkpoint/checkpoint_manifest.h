@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -49,5 +50,7 @@ std::string manifest_json(const CheckpointManifest& manifest);
 CheckpointManifest parse_manifest(std::string_view text, const std::string& source);
 
 uint64_t xxh3(const void* data, size_t size);
+// 16 hexadecimal digits, as in the manifest.
+std::string xxh3_text(uint64_t hash);
 
 }  // namespace narrowgauge::checkpoint

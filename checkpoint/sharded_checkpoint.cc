@@ -75,9 +75,8 @@ CheckpointManifest plan_checkpoint(const std::vector<std::string>& offers, int64
     for (const json& offer : json::parse(offers[rank])) {
       const auto [name, dtype, sizes, row_begin, row_end] =
           offer.get<std::tuple<std::string, std::string, std::vector<int64_t>, int64_t, int64_t>>();
-      const auto [entry, is_new] =
-          manifest.tensors.try_emplace(name, ManifestTensor{dtype, sizes, {}});
-      ManifestTensor& tensor = entry->second;
+      ManifestTensor& tensor =
+          manifest.tensors.try_emplace(name, ManifestTensor{dtype, sizes, {}}).first->second;
       TORCH_CHECK(tensor.dtype == dtype && tensor.sizes == sizes, "checkpoint: tensor '", name,
                   "' is ", tensor.dtype, " ", at::IntArrayRef(tensor.sizes), " on a lower rank, ",
                   dtype, " ", at::IntArrayRef(sizes), " on rank ", rank);
@@ -169,8 +168,8 @@ class ChunkReader {
     if (const uint64_t actual = xxh3(data.const_data_ptr(), data.nbytes());
         actual != planned.xxh3) {
       throw std::runtime_error((folder_ / planned.file).string() + ": tensor '" + tensor_name +
-                               "': expected xxh3 " + std::to_string(planned.xxh3) + ", got " +
-                               std::to_string(actual) + "; the checkpoint is damaged");
+                               "': expected xxh3 " + xxh3_text(planned.xxh3) + ", got " +
+                               xxh3_text(actual) + "; the checkpoint is damaged");
     }
   }
 

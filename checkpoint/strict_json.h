@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -15,5 +16,14 @@ nlohmann::json parse_strict_json(std::string_view text, const std::string& sourc
 // Supported: int64_t (integers in range only), double, bool, std::string.
 template <typename T>
 T json_value(const nlohmann::json& object, const std::string& key, const std::string& source);
+template <>
+int64_t json_value(const nlohmann::json& object, const std::string& key, const std::string& source);
+template <>
+double json_value(const nlohmann::json& object, const std::string& key, const std::string& source);
+template <>
+bool json_value(const nlohmann::json& object, const std::string& key, const std::string& source);
+template <>
+std::string json_value(const nlohmann::json& object, const std::string& key,
+                       const std::string& source);
 
 }  // namespace narrowgauge::checkpoint
