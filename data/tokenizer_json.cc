@@ -12,8 +12,8 @@ namespace {
 
 using nlohmann::json;
 
-// Sequences nest; a file must not nest them until the stack ends.
-constexpr int kMaxNesting = 16;
+// Real files nest a dozen levels. Recursion over hostile ones (here and in nlohmann) must end.
+constexpr int kMaxDepth = 64;
 
 [[noreturn]] void throw_unsupported(const std::string& role, const std::string& what,
                                     const std::string& supported) {
@@ -24,20 +24,16 @@ std::string type_of(const json& component) { return component.at("type").get<std
 
 // Calls visit(component) for each leaf of nested Sequences, in order; null has none.
 void for_each_leaf(const json& component, const char* members,
-                   const std::function<void(const json&)>& visit, int depth = 0) {
+                   const std::function<void(const json&)>& visit) {
   if (component.is_null()) {
     return;
-  }
-  if (depth > kMaxNesting) {
-    throw std::runtime_error("expected at most " + std::to_string(kMaxNesting) +
-                             " nested Sequences in '" + members + "', got more");
   }
   if (type_of(component) != "Sequence") {
     visit(component);
     return;
   }
   for (const json& member : component.at(members)) {
-    for_each_leaf(member, members, visit, depth + 1);
+    for_each_leaf(member, members, visit);
   }
 }
 
@@ -158,7 +154,7 @@ std::pair<std::string, std::string> parse_merge(const json& merge, size_t rank) 
   const size_t space = text.find(' ');
   if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
     throw std::runtime_error("expected two tokens in merge " + std::to_string(rank) + ", got " +
-                             merge.dump(-1, ' ', false, json::error_handler_t::replace));
+                             merge.dump());
   }
   return {text.substr(0, space), text.substr(space + 1)};
 }
@@ -211,8 +207,15 @@ void enclose(const json& processor, DocumentTemplate& result) {
 }  // namespace
 
 json parse_json(const std::string& text) {
+  const auto limit_depth = [](int depth, json::parse_event_t, json&) {
+    if (depth > kMaxDepth) {
+      throw std::runtime_error("expected JSON of at most " + std::to_string(kMaxDepth) +
+                               " nested levels, got more");
+    }
+    return true;
+  };
   try {
-    return json::parse(text);
+    return json::parse(text, limit_depth);
   } catch (const json::parse_error& error) {
     throw std::runtime_error(std::string("expected JSON, got ") + error.what());
   }
