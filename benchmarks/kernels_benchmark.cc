@@ -1,7 +1,7 @@
 // Bytes a second of the CPU kernels on one thread, beside a copy of the same number of bytes, in
 // the shapes of configs/bench/llama_12m.yaml: 2048 tokens, dim 384, ffn 1024, vocabulary 4096,
 // 6 heads and 2 key/value heads of 64, bf16 activations; AdamW over one fp32 matrix of 4 MB.
-//   bazel run -c opt //benchmarks:kernels_benchmark
+//   bazel run //benchmarks:kernels_benchmark
 // BM_X/0 copies as many bytes as BM_X/1, the kernel, reads and writes: their ratio is the share of
 // the machine's own speed.
 #include <benchmark/benchmark.h>

@@ -1,7 +1,6 @@
 #include "nn/kernels/cross_entropy.h"
 
 #include <cmath>
-#include <limits>
 
 #include "nn/kernels/vector_math.h"
 
@@ -11,20 +10,20 @@
 namespace narrowgauge::nn::kernels {
 namespace {
 
+// Two parts of logsumexp, apart so that the loss of a likely target does not cancel.
+struct LogSumExp {
+  float largest;
+  float log_sum;  // ln sum exp(logit - largest)
+};
+
+// A NaN is passed over by the maximum and reaches the sum.
 template <typename T>
-NG_INLINE float log_sum_exp_of(const T* logits, int64_t vocab) {
-  float largest = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : largest)
-  for (int64_t i = 0; i < vocab; ++i) {
-    const float value = to_float(logits[i]);
-    largest = value > largest ? value : largest;  // NaN is passed over here, and found below
-  }
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < vocab; ++i) {
-    sum += exp_f32(to_float(logits[i]) - largest);
-  }
-  return largest + std::log(sum);
+NG_INLINE LogSumExp log_sum_exp_of(const T* __restrict logits, int64_t vocab) {
+  const float largest =
+      max_of(vocab, [=](int64_t i) NG_INLINE_LAMBDA { return to_float(logits[i]); });
+  const float sum = sum_of(
+      vocab, [=](int64_t i) NG_INLINE_LAMBDA { return exp_f32(to_float(logits[i]) - largest); });
+  return {largest, std::log(sum)};
 }
 
 template <typename T>
@@ -37,8 +36,9 @@ NG_INLINE void forward_rows(const T* logits, const int64_t* targets, float* log_
       continue;
     }
     const T* of_row = logits + row * vocab;
-    log_sum_exp[row] = log_sum_exp_of(of_row, vocab);
-    loss[row] = log_sum_exp[row] - to_float(of_row[targets[row]]);
+    const LogSumExp parts = log_sum_exp_of(of_row, vocab);
+    log_sum_exp[row] = parts.largest + parts.log_sum;
+    loss[row] = parts.log_sum + (parts.largest - to_float(of_row[targets[row]]));
   }
 }
 

@@ -12,12 +12,10 @@ namespace {
 
 template <typename T>
 NG_INLINE float rstd_of(const T* x, int64_t dim, float eps) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < dim; ++i) {
+  const float sum = sum_of(dim, [=](int64_t i) NG_INLINE_LAMBDA {
     const float value = to_float(x[i]);
-    sum += value * value;
-  }
+    return value * value;
+  });
   return 1.0F / std::sqrt(sum / static_cast<float>(dim) + eps);
 }
 
@@ -60,11 +58,9 @@ template <typename T, bool kHasGradH>
 NG_INLINE void backward_row(const T* __restrict grad_y, const T* __restrict grad_h,
                             const T* __restrict x, const float* __restrict weight, float rstd,
                             T* __restrict grad_x, float* __restrict grad_weight, int64_t dim) {
-  float dot = 0;
-#pragma omp simd reduction(+ : dot)
-  for (int64_t i = 0; i < dim; ++i) {
-    dot += to_float(grad_y[i]) * weight[i] * to_float(x[i]);
-  }
+  const float dot = sum_of(dim, [=](int64_t i) NG_INLINE_LAMBDA {
+    return to_float(grad_y[i]) * weight[i] * to_float(x[i]);
+  });
   const float mean = dot * rstd * rstd / static_cast<float>(dim);
   for (int64_t i = 0; i < dim; ++i) {
     const float g = to_float(grad_y[i]);

@@ -13,3 +13,4 @@
 #endif
 
 #define NG_INLINE inline __attribute__((always_inline))
+#define NG_INLINE_LAMBDA __attribute__((always_inline))

@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "nn/kernels/target_clones.h"
 
@@ -91,6 +92,48 @@ NG_INLINE CosSin cos_sin_f32(float x) {
       ((2.443315711809948e-5F * z - 1.388731625493765e-3F) * z + 4.166664568298827e-2F) * z * z -
       0.5F * z + 1.0F;
   return {cosine, sine};
+}
+
+// Reductions run over 32 lanes that are folded at the end: whole AVX-512 vectors for bf16 too (an
+// OpenMP reduction stops at half of one), and the same order of additions from every clone.
+inline constexpr int64_t kLanes = 32;
+
+// Fold of term(0), ..., term(count - 1) with a combine that may be regrouped; `start` is its
+// neutral element. Term and Combine must be NG_INLINE_LAMBDA.
+template <typename Term, typename Combine>
+NG_INLINE float fold(int64_t count, float start, const Term& term, const Combine& combine) {
+  float lane[kLanes];
+  for (int64_t j = 0; j < kLanes; ++j) {
+    lane[j] = start;
+  }
+  const int64_t body = count - count % kLanes;
+  for (int64_t i = 0; i < body; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      lane[j] = combine(lane[j], term(i + j));
+    }
+  }
+  for (int64_t i = body; i < count; ++i) {
+    lane[i - body] = combine(lane[i - body], term(i));
+  }
+#pragma GCC unroll 5
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (int64_t j = 0; j < width; ++j) {
+      lane[j] = combine(lane[j], lane[j + width]);
+    }
+  }
+  return lane[0];
+}
+
+template <typename Term>
+NG_INLINE float sum_of(int64_t count, const Term& term) {
+  return fold(count, 0.0F, term, [](float a, float b) NG_INLINE_LAMBDA { return a + b; });
+}
+
+// NaN is passed over.
+template <typename Term>
+NG_INLINE float max_of(int64_t count, const Term& term) {
+  return fold(count, -std::numeric_limits<float>::infinity(), term,
+              [](float a, float b) NG_INLINE_LAMBDA { return b > a ? b : a; });
 }
 
 }  // namespace narrowgauge::nn::kernels
