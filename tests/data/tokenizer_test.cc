@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "data/bpe_byte_alphabet.h"
+#include "data/sentencepiece_unigram.h"
 #include "tests/data/temporary_directory.h"
 
 namespace narrowgauge::data {
@@ -311,6 +312,46 @@ TEST(Tokenizer, SentencepieceRefusesOtherFiles) {
                 load_tokenizer({"sentencepiece", path});
               }),
               HasSubstr(path + ": expected a sentencepiece model"));
+}
+
+// A message with one piece, as protobuf writes it.
+std::string unigram_piece(const std::string& text, float score) {
+  std::string piece = "\x0A" + std::string(1, static_cast<char>(text.size())) + text + "\x15";
+  piece.append(reinterpret_cast<const char*>(&score), sizeof(score));
+  return "\x0A" + std::string(1, static_cast<char>(piece.size())) + piece;
+}
+
+std::vector<std::string> segments(const SentencepieceUnigram& model, std::string_view text) {
+  std::vector<std::string> result;
+  for (const auto& piece : model.encode(text)) {
+    result.emplace_back(piece.text);
+  }
+  return result;
+}
+
+TEST(SentencepieceUnigram, HighestSumWinsAndTheFirstOfTies) {
+  const SentencepieceUnigram model(unigram_piece("a", -2) + unigram_piece("b", -2) +
+                                   unigram_piece("ab", -3) + unigram_piece("ba", -3) +
+                                   unigram_piece("abab", -7));
+  ASSERT_TRUE(model.is_unigram());
+  EXPECT_THAT(segments(model, "abab"), ElementsAre("ab", "ab"));
+  // a|ba and ab|a tie at -5: the one found first, whose last piece begins first, stays.
+  EXPECT_THAT(segments(model, "aba"), ElementsAre("a", "ba"));
+  EXPECT_THAT(segments(model, "a\u00e9b"), ElementsAre("a", "\u00e9", "b"));
+  EXPECT_THAT(segments(model, ""), IsEmpty());
+  // Beyond the resets of the sum.
+  EXPECT_EQ(segments(model, std::string(200000, 'a')).size(), 200000u);
+}
+
+TEST(SentencepieceUnigram, TruncatedModelsAreErrors) {
+  const std::string model = unigram_piece("ab", -3);
+  for (size_t size = 1; size < model.size(); ++size) {
+    EXPECT_THAT(error_of([&] { SentencepieceUnigram broken(model.substr(0, size)); }),
+                HasSubstr("truncated"))
+        << size;
+  }
+  EXPECT_THAT(error_of([] { SentencepieceUnigram broken(std::string(11, '\xFF')); }),
+              HasSubstr("over 64 bits"));
 }
 
 }  // namespace
