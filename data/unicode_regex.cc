@@ -21,6 +21,27 @@ constexpr std::string_view kWord =
     R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}\x{24b6}-\x{24e9})"
     R"(\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
 
+// Letters, marks and numbers of Unicode 15 and 16, which the references' tables (16) have and
+// PCRE2 10.42's (14) lack. Other categories (\p{Lu}, \p{P}, ...) are PCRE2's own.
+constexpr std::string_view kNewLetters =
+    R"(\x{1c89}-\x{1c8a}\x{a7cb}-\x{a7cd}\x{a7da}-\x{a7dc}\x{105c0}-\x{105f3})"
+    R"(\x{10d4a}-\x{10d65}\x{10d6f}-\x{10d85}\x{10ec2}-\x{10ec4}\x{1123f}-\x{11240})"
+    R"(\x{11380}-\x{11389}\x{1138b}\x{1138e}\x{11390}-\x{113b5}\x{113b7}\x{113d1}\x{113d3})"
+    R"(\x{11bc0}-\x{11be0}\x{11f02}\x{11f04}-\x{11f10}\x{11f12}-\x{11f33}\x{1342f})"
+    R"(\x{13441}-\x{13446}\x{13460}-\x{143fa}\x{16100}-\x{1611d}\x{16d40}-\x{16d6c}\x{18cff})"
+    R"(\x{1b132}\x{1b155}\x{1df25}-\x{1df2a}\x{1e030}-\x{1e06d}\x{1e4d0}-\x{1e4eb})"
+    R"(\x{1e5d0}-\x{1e5ed}\x{1e5f0}\x{2b739}\x{2ebf0}-\x{2ee5d}\x{31350}-\x{323af})";
+constexpr std::string_view kNewMarks =
+    R"(\x{897}\x{cf3}\x{ece}\x{10d69}-\x{10d6d}\x{10efc}-\x{10eff}\x{11241}\x{113b8}-\x{113c0})"
+    R"(\x{113c2}\x{113c5}\x{113c7}-\x{113ca}\x{113cc}-\x{113d0}\x{113d2}\x{113e1}-\x{113e2})"
+    R"(\x{11f00}-\x{11f01}\x{11f03}\x{11f34}-\x{11f3a}\x{11f3e}-\x{11f42}\x{11f5a}\x{13440})"
+    R"(\x{13447}-\x{13455}\x{1611e}-\x{1612f}\x{1e08f}\x{1e4ec}-\x{1e4ef}\x{1e5ee}-\x{1e5ef})";
+constexpr std::string_view kNewDecimals =
+    R"(\x{10d40}-\x{10d49}\x{116d0}-\x{116e3}\x{11bf0}-\x{11bf9}\x{11f50}-\x{11f59})"
+    R"(\x{16130}-\x{16139}\x{16d70}-\x{16d79}\x{1ccf0}-\x{1ccf9})"
+    R"(\x{1e4f0}-\x{1e4f9}\x{1e5f1}-\x{1e5fa})";
+constexpr std::string_view kOtherNewNumbers = R"(\x{1d2c0}-\x{1d2d3})";
+
 class Translator {
  public:
   explicit Translator(std::string_view pattern) : pattern_(pattern) {}
@@ -70,9 +91,9 @@ class Translator {
       case 'S':
         return replace_escape(kNotSpace, false);
       case 'w':
-        return replace_escape(kWord, false);
+        return replace_escape(word_members(), false);
       case 'W':
-        return in_class_ ? refuse("\\W inside a class") : replace_escape(kWord, true);
+        return in_class_ ? refuse("\\W inside a class") : replace_escape(word_members(), true);
       case 'p':
       case 'P':
       case 'x':
@@ -99,7 +120,32 @@ class Translator {
     if (close == std::string_view::npos) {
       refuse("an unclosed brace");
     }
-    copy(close + 1 - position_);
+    const std::string newer = new_members(pattern_.substr(position_, close + 1 - position_));
+    // A class cannot take "not one of these" among its members, so there PCRE2's table decides.
+    const bool negated = pattern_[position_ + 1] == 'P';
+    if (newer.empty() || (negated && in_class_)) {
+      return copy(close + 1 - position_);
+    }
+    out_ += in_class_ ? "" : negated ? "[^" : "[";
+    out_ += "\\p" + std::string(pattern_.substr(position_ + 2, close - position_ - 1));
+    out_ += newer;
+    out_ += in_class_ ? "" : "]";
+    position_ = close + 1;
+  }
+
+  static std::string new_members(std::string_view escape) {
+    const std::string_view category = escape.substr(2);
+    if (category == "{L}") {
+      return std::string(kNewLetters);
+    }
+    if (category == "{M}") {
+      return std::string(kNewMarks);
+    }
+    return category == "{N}" ? std::string(kNewDecimals).append(kOtherNewNumbers) : "";
+  }
+
+  static std::string word_members() {
+    return std::string(kWord).append(kNewLetters).append(kNewMarks).append(kNewDecimals);
   }
 
   void translate_code_point() {

@@ -37,12 +37,13 @@ def corpus():
 
 
 def random_unicode(count):
-    """Texts of characters from everywhere, assigned in Unicode 13 at the latest."""
+    """Texts of characters from everywhere, some of them new in Unicode 15 and 16."""
     generator = random.Random(2)
     ranges = [(0x20, 0x7E), (0x20, 0x7E), (0x9, 0xD), (0x80, 0x24F), (0x300, 0x36F), (0x391, 0x3A1), (0x5D0, 0x5EA),
               (0x627, 0x64A), (0x905, 0x939), (0xE01, 0xE2E), (0x1100, 0x1112), (0x2000, 0x206F), (0x2070, 0x2071),
               (0x2150, 0x218B), (0x2460, 0x24FF), (0x3000, 0x30FF), (0x4E00, 0x9FFC), (0xAC00, 0xD7A3), (0xE000, 0xE010),
-              (0xFB00, 0xFB06), (0xFF01, 0xFF5E), (0x1D400, 0x1D454), (0x1F300, 0x1F5FF), (0x20000, 0x2A6D6)]
+              (0xFB00, 0xFB06), (0xFF01, 0xFF5E), (0x1D400, 0x1D454), (0x1F300, 0x1F5FF), (0x20000, 0x2A6D6),
+              (0x31350, 0x323AF), (0x10D40, 0x10D85), (0x11F00, 0x11F59), (0x1D2C0, 0x1D2D3), (0x1C89, 0x1C8A)]
     return ["".join(chr(generator.randint(*generator.choice(ranges))) for _ in range(generator.randint(1, 60)))
             for _ in range(count)]
 
@@ -97,7 +98,7 @@ class Interop(unittest.TestCase):
 
     def test_split_behaviors(self):
         tokenizer = self.trained()
-        for pattern in (Regex(r"[\p{Lu}\s]"), Regex(r"\w+|[^\w\s]+"), Regex(r"\d{2}|(?<=a)b|x*"), "on", "."):
+        for pattern in (Regex(r"[\p{N}\s]|\P{M}\p{M}+"), Regex(r"\w+|[^\w\s]+"), Regex(r"\d{2}|(?<=a)b|x*"), "on", "."):
             for behavior in ("isolated", "contiguous", "merged_with_previous", "merged_with_next", "removed"):
                 for invert in (False, True):
                     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
