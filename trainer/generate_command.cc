@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/utf8.h"
 #include "nn/sampling.h"
 #include "trainer/device.h"
 #include "trainer/load_model.h"
@@ -25,15 +26,17 @@ class TextStream {
 
   void add(int64_t token) {
     tokens_.push_back(static_cast<int32_t>(token));
-    const std::string text = tokenizer_.decode(tokens_);
+    const std::string text = decode();
     if (!text.ends_with(kReplacementCharacter)) {
       write_from(text);
     }
   }
 
-  void finish() { write_from(tokenizer_.decode(tokens_) + "\n"); }
+  void finish() { write_from(decode() + "\n"); }
 
  private:
+  std::string decode() const { return data::replace_invalid_utf8(tokenizer_.decode(tokens_)); }
+
   void write_from(const std::string& text) {
     std::fwrite(text.data() + written_, 1, text.size() - written_, stdout);
     std::fflush(stdout);
@@ -92,15 +95,15 @@ int generate_command(const GenerateOptions& options) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   if (options.json) {
-    const std::string text =
-        loaded.tokenizer->decode(std::vector<int32_t>(tokens.begin(), tokens.end()));
+    const std::string text = data::replace_invalid_utf8(
+        loaded.tokenizer->decode(std::vector<int32_t>(tokens.begin(), tokens.end())));
     const nlohmann::ordered_json object = {
         {"prompt", options.prompt},
         {"text", text},
         {"prompt_tokens", prompt},
         {"tokens", tokens},
         {"tokens_per_second", static_cast<double>(tokens.size()) / seconds}};
-    std::puts(object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    std::puts(object.dump().c_str());
   } else {
     stream.finish();
   }

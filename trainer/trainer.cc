@@ -14,6 +14,7 @@
 #include <stdexcept>
 
 #include "checkpoint/huggingface_names.h"
+#include "data/utf8.h"
 #include "fsdp/clip_grad_norm.h"
 #include "fsdp/fully_shard.h"
 #include "nn/sampling.h"
@@ -193,13 +194,13 @@ void Trainer::write_sample(int64_t step) {
   const std::vector<int64_t> ids(prompt.begin(), prompt.end());
   const std::vector<int64_t> generated = nn::generate(*model_, ids, options);
   if (progress_) {
-    const std::string text =
-        data_.tokenizer->decode(std::vector<int32_t>(generated.begin(), generated.end()));
+    // Bytes that a byte-level model puts together wrongly are no text: show them as U+FFFD.
+    const std::string text = data::replace_invalid_utf8(
+        data_.tokenizer->decode(std::vector<int32_t>(generated.begin(), generated.end())));
     std::ofstream(run_.samples_file(), std::ios::app)
         << nlohmann::ordered_json{{"step", step},
                                   {"prompt", config_.generation.prompt},
                                   {"text", text}}
-               .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
         << '\n';
     progress_->message("step " + std::to_string(step) + "  sample: " + config_.generation.prompt +
                        text);
