@@ -186,9 +186,6 @@ void FSDPParam::add_sharded_grad(const at::Tensor& grad) {
   } else {
     sharded_grad = grad.to(sharded_param_.scalar_type()).contiguous();
   }
-  // An optimizer step follows. Whether it writes through the tensor, which counts, or through a
-  // plain pointer, which does not, is its own affair.
-  changed_ = true;
 }
 
 }  // namespace narrowgauge::fsdp

@@ -122,6 +122,11 @@ void FSDPParamGroup::hand_over_gradients() {
       gradient.div_(gradient_divide_factor_);
     }
     param->add_sharded_grad(gradient);
+    if (requires_gradient_sync_) {
+      // The last micro-batch: an optimizer step follows. Whether it writes through the tensor,
+      // which counts a version, or through a plain pointer, which does not, is its own affair.
+      param->mark_changed();
+    }
   }
 }
 

@@ -272,6 +272,23 @@ TEST(FullyShardMemory, OneRankCastsAgainOnlyAfterAChange) {
   });
 }
 
+TEST(FullyShardMemory, OneRankDoesNotCastAgainBetweenMicroBatches) {
+  with_sharded_toy(1, 1, {.mp_policy = {.param_dtype = at::kBFloat16}}, [&](Sharded& sharded) {
+    const at::Tensor& unsharded = sharded.model->embed_tokens->weight;
+    const auto traced_forward = [&] {
+      unsharded.detach().zero_();
+      loss_of(sharded);
+      return unsharded.count_nonzero().item<int64_t>() == 0;
+    };
+    set_requires_gradient_sync(*sharded.model, false);
+    loss_of(sharded).backward();
+    EXPECT_TRUE(traced_forward());
+    set_requires_gradient_sync(*sharded.model, true);
+    loss_of(sharded).backward();
+    EXPECT_FALSE(traced_forward());
+  });
+}
+
 TEST(FullyShardMemory, OneRankCastsAgainAfterBackwardWhateverTheOptimizerWritesThrough) {
   with_sharded_toy(1, 1, {.mp_policy = {.param_dtype = at::kBFloat16}}, [&](Sharded& sharded) {
     const at::Tensor local = sharded_parameters(*sharded.model)[0].local;
