@@ -111,14 +111,6 @@ struct MetricsConfig {
   int64_t log_interval = 10;
 };
 
-struct CommConfig {
-  int64_t timeout_seconds = 300;
-};
-
-struct DebugConfig {
-  bool deterministic = false;
-};
-
 // One run. Obtained from read_config(), which returns only configurations that pass every check.
 struct TrainConfig {
   JobConfig job;
@@ -134,8 +126,6 @@ struct TrainConfig {
   GenerationConfig generation;
   ExportConfig export_;  // section `export`, a C++ keyword
   MetricsConfig metrics;
-  CommConfig comm;
-  DebugConfig debug;
 };
 
 // The one source in data.train that is no file: uniformly random token ids, for benchmarks.

@@ -62,8 +62,6 @@ const std::vector<ConfigSection>& sections() {
       {"generation", "text samples during training"},
       {"export", "the Hugging Face directory <run>/hf at the end of the run"},
       {"metrics", "what is logged, and how often"},
-      {"comm", "collectives between ranks"},
-      {"debug", "slower and stricter"},
   };
   return all;
 }
@@ -287,12 +285,6 @@ std::vector<ConfigKey> run_keys() {
        IntegerKey{field<&C::metrics, &MetricsConfig::log_interval>, 1, kMaxSteps}, "steps",
        "between log lines; the first step is always logged",
        "log_freq logging_steps log_every_n_steps metrics.interval"},
-      {"comm", "timeout_seconds",
-       IntegerKey{field<&C::comm, &CommConfig::timeout_seconds>, 1, 1 << 30}, "seconds",
-       "a collective that waits longer ends the run, naming the ranks",
-       "init_timeout_seconds train_timeout_seconds"},
-      {"debug", "deterministic", BooleanKey{field<&C::debug, &DebugConfig::deterministic>}, "",
-       "bitwise the same run each time, at some cost in speed", ""},
   };
 }
 

@@ -47,11 +47,10 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
       {"job: {seq_len: 3}", "c.yaml:1:7: unknown key job.seq_len; did you mean training.seq_len?"},
       {"job: {xyzzy: 3}", "c.yaml:1:7: unknown key job.xyzzy; job has run_dir"},
       {"model: {dim:3}", "c.yaml:1:9: unknown key model.dim:3; YAML wants a blank after the colon"},
-      {"comm: {[a]: 3}", "c.yaml:1:8: expected a name, got a list or a map"},
+      {"data: {[a]: 3}", "c.yaml:1:8: expected a name, got a list or a map"},
       {"xyzzy: {}",
        "c.yaml:1:1: unknown section xyzzy; the sections are job, model, tokenizer, data, training, "
-       "optimizer, lr_scheduler, parallelism, checkpoint, validation, generation, export, metrics, "
-       "comm, debug"},
+       "optimizer, lr_scheduler, parallelism, checkpoint, validation, generation, export, metrics"},
       // Names of other trainers
       {"metrics: {log_freq: 3}",
        "c.yaml:1:11: unknown key metrics.log_freq; did you mean metrics.log_interval?"},
@@ -162,7 +161,7 @@ TEST(ReadConfig, OverridesFollowTheSameRules) {
       {"qqq.zzz=3",
        "override \"qqq.zzz=3\": unknown key qqq.zzz; the sections are job, model, tokenizer, data, "
        "training, optimizer, lr_scheduler, parallelism, checkpoint, validation, generation, "
-       "export, metrics, comm, debug"},
+       "export, metrics"},
       {"training.steps", "override \"training.steps\": expected section.key=value"},
       {"steps=3", "override \"steps=3\": expected section.key=value"},
       {"", "override \"\": expected section.key=value"},

@@ -83,8 +83,6 @@ generation.top_p
 export.enable
 export.dtype
 metrics.log_interval
-comm.timeout_seconds
-debug.deterministic
 )";
 
 TEST(ConfigSchema, KeysAreFrozen) {
