@@ -145,11 +145,6 @@ Problem find_training_problem(const TrainConfig& config) {
                                                text(training.local_batch_size) + "), got " +
                                                text(training.global_batch_size)}};
   }
-  if (config.lr_scheduler.warmup_steps > training.steps) {
-    return {{"lr_scheduler.warmup_steps", "expected at most training.steps (" +
-                                              text(training.steps) + "), got " +
-                                              text(config.lr_scheduler.warmup_steps)}};
-  }
   if (config.parallelism.data_parallel_shard_degree == 0) {
     return {{"parallelism.data_parallel_shard_degree", "expected -1 or a positive integer, got 0"}};
   }

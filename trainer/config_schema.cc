@@ -213,7 +213,7 @@ std::vector<ConfigKey> optimizer_keys() {
        "weight decay reaches them too", ""},
       {"lr_scheduler", "warmup_steps",
        IntegerKey{field<&C::lr_scheduler, &L::warmup_steps>, 0, kMaxSteps}, "steps",
-       "linear rise from 0, at most training.steps", "warmup_iters num_warmup_steps"},
+       "linear rise from 0; a shorter run ends in it", "warmup_iters num_warmup_steps"},
       {"lr_scheduler", "decay_ratio",
        NumberKey{.field = field<&C::lr_scheduler, &L::decay_ratio>, .max = 1.0}, "",
        "share of training.steps spent in decay, at the end; 1: all that follows warm-up",
