@@ -9,16 +9,21 @@
 
 namespace narrowgauge::fsdp {
 
-// Scales all gradients so that their joint norm is at most max_norm, as
-// torch.nn.utils.clip_grad_norm_ does (coefficient max_norm / (norm + 1e-6), at most 1), over the
-// shards of all ranks. Parameters without a gradient are left out.
-//
-// norm_type: p of the p-norm, > 0; infinity is the largest magnitude. Returns the norm before
-// scaling, a scalar in fp64, equal on all ranks. If it is infinite or NaN the gradients stay as
-// they are, so that the caller can see which one broke it; the caller decides whether to skip the
-// step. Collective: one all_reduce over the shard axis; replicas hold equal gradients and need
-// none.
-at::Tensor clip_grad_norm(const std::vector<ShardedParameter>& parameters, double max_norm,
-                          const comm::DeviceMesh& mesh, double norm_type = 2.0);
+// The norm of all gradients as one vector, over the shards of all ranks; parameters without a
+// gradient are left out. norm_type: p of the p-norm, > 0; infinity is the largest magnitude. Equal
+// on all ranks; infinite or NaN if a gradient is. Collective: one all_reduce over the shard axis;
+// replicas hold equal gradients and need none.
+double total_grad_norm(const std::vector<ShardedParameter>& parameters,
+                       const comm::DeviceMesh& mesh, double norm_type = 2.0);
+
+// What gradients of joint norm `norm` are multiplied by to have at most max_norm (> 0), as
+// torch.nn.utils.clip_grad_norm_ has it: max_norm / (norm + 1e-6), at most 1. 1 for an infinite or
+// NaN norm: the caller can then still see which gradient broke it. An optimizer may apply it as it
+// reads the gradients, which saves a pass over them.
+double clip_coefficient(double norm, double max_norm);
+
+// Both: scales the gradients in place and returns the norm before.
+double clip_grad_norm(const std::vector<ShardedParameter>& parameters, double max_norm,
+                      const comm::DeviceMesh& mesh, double norm_type = 2.0);
 
 }  // namespace narrowgauge::fsdp

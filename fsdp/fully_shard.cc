@@ -148,6 +148,9 @@ at::Tensor full_parameter(const ShardedParameter& parameter, const comm::DeviceM
   const c10::NoGradGuard no_grad;
   const int64_t rows = parameter.global_sizes[0];
   const int64_t num_shards = mesh.shard_axis().size();
+  if (num_shards == 1) {
+    return parameter.local.detach().clone();
+  }
   std::vector<int64_t> sizes = parameter.global_sizes;
   sizes[0] = padded_rows(rows, num_shards);
   const at::Tensor padded = at::zeros(sizes, parameter.local.options());

@@ -1,6 +1,9 @@
 #include "optim/adamw.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 
@@ -28,9 +31,9 @@ void check_options(const AdamWOptions& options) {
 }
 
 void check_tensor(const at::Tensor& tensor, const std::string& what) {
-  TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.is_contiguous(),
-              "expected ", what, " to be contiguous fp32 on the CPU, got ", tensor.toString(),
-              " with sizes ", tensor.sizes(), " and strides ", tensor.strides(),
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.is_contiguous(), "expected ", what,
+              " to be contiguous fp32, got ", tensor.toString(), " with sizes ", tensor.sizes(),
+              " and strides ", tensor.strides(),
               "; AdamW keeps fp32 parameters, lower precisions are made from them");
 }
 
@@ -91,21 +94,40 @@ void AdamW::step(double lr, double gradient_scale) {
     TORCH_CHECK(gradient.sizes() == slot.param.sizes(), "expected a gradient of '", slot.name,
                 "' with sizes ", slot.param.sizes(), ", got ", gradient.sizes());
     make_moments(slot);
-    const auto c = coefficients_of(options_, step_count_, lr * slot.lr_scale, slot.weight_decay,
-                                   gradient_scale);
-    auto* p = slot.param.mutable_data_ptr<float>();
-    const auto* g = gradient.const_data_ptr<float>();
-    auto* m = slot.exp_avg.mutable_data_ptr<float>();
-    auto* v = slot.exp_avg_sq.mutable_data_ptr<float>();
-    const int64_t count = slot.param.numel();
-    const int64_t num_pieces = (count + kElementsPerPiece - 1) / kElementsPerPiece;
-    at::parallel_for(0, num_pieces, kPiecesPerThread, [&](int64_t first, int64_t last) {
-      const int64_t begin = first * kElementsPerPiece;
-      const int64_t end = std::min(count, last * kElementsPerPiece);
-      kernels::adamw(p + begin, g + begin, m + begin, v + begin, end - begin, c);
-    });
+    if (slot.param.is_cpu()) {
+      step_on_cpu(slot, gradient, lr * slot.lr_scale, gradient_scale);
+    } else {
+      step_on_device(slot, gradient, lr * slot.lr_scale, gradient_scale);
+    }
     slot.param.unsafeGetTensorImpl()->bump_version();
   }
+}
+
+void AdamW::step_on_cpu(Slot& slot, const at::Tensor& gradient, double lr, double gradient_scale) {
+  const auto c = coefficients_of(options_, step_count_, lr, slot.weight_decay, gradient_scale);
+  auto* p = slot.param.mutable_data_ptr<float>();
+  const auto* g = gradient.const_data_ptr<float>();
+  auto* m = slot.exp_avg.mutable_data_ptr<float>();
+  auto* v = slot.exp_avg_sq.mutable_data_ptr<float>();
+  const int64_t count = slot.param.numel();
+  const int64_t num_pieces = (count + kElementsPerPiece - 1) / kElementsPerPiece;
+  at::parallel_for(0, num_pieces, kPiecesPerThread, [&](int64_t first, int64_t last) {
+    const int64_t begin = first * kElementsPerPiece;
+    const int64_t end = std::min(count, last * kElementsPerPiece);
+    kernels::adamw(p + begin, g + begin, m + begin, v + begin, end - begin, c);
+  });
+}
+
+void AdamW::step_on_device(Slot& slot, const at::Tensor& gradient, double lr,
+                           double gradient_scale) {
+  const at::NoGradGuard no_grad;
+  const at::TensorOptions fp32 = slot.param.options().requires_grad(false);
+  const at::Tensor step = at::full({}, static_cast<double>(step_count_), fp32);
+  // torch's kernel divides by the scale, as a loss scale wants it.
+  const at::Tensor inverse_scale = at::full({}, 1.0 / gradient_scale, fp32);
+  at::_fused_adamw_({slot.param}, {gradient}, {slot.exp_avg}, {slot.exp_avg_sq}, {}, {step}, lr,
+                    options_.beta1, options_.beta2, slot.weight_decay, options_.eps,
+                    /*amsgrad=*/false, /*maximize=*/false, inverse_scale);
 }
 
 void AdamW::zero_grad() {

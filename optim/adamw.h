@@ -21,11 +21,12 @@ struct AdamWOptions {
 //   p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 // Equal bit for bit to torch.optim.AdamW(fused=True) on one thread of a processor with FMA (torch
 // 2.11's CPU kernel), and the same bits on any number of threads. Scaling the gradient while
-// reading it gives the bits of multiplying it in place first, as clip_grad_norm_ does.
+// reading it gives the bits of multiplying it in place first, as clip_grad_norm_ does. Parameters
+// on a GPU go through torch's own fused kernel.
 class AdamW : public Optimizer {
  public:
-  // Throws if a group's lists differ in length, a name repeats, a parameter is not contiguous fp32
-  // on the CPU, or an option is out of range.
+  // Throws if a group's lists differ in length, a name repeats, a parameter is not contiguous
+  // fp32, or an option is out of range.
   AdamW(std::vector<ParameterGroup> groups, AdamWOptions options);
 
   // Moments of a parameter are made (zeros) when it first has a gradient; after that a step
@@ -48,6 +49,8 @@ class AdamW : public Optimizer {
   };
 
   static void make_moments(Slot& slot);
+  void step_on_cpu(Slot& slot, const at::Tensor& gradient, double lr, double gradient_scale);
+  void step_on_device(Slot& slot, const at::Tensor& gradient, double lr, double gradient_scale);
 
   std::vector<Slot> slots_;
   AdamWOptions options_;

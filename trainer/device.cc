@@ -25,19 +25,19 @@ std::string load_cuda() {
 
 }  // namespace
 
-c10::Device select_device(const std::string& name, int local_rank) {
-  if (name == "cpu" || (name == "auto" && !has_nvidia_driver())) {
+c10::Device select_device(const std::string& name, int world_size) {
+  if (name == "cpu" || (name == "auto" && (!has_nvidia_driver() || world_size > 1))) {
     return c10::kCPU;
   }
-  const std::string problem = load_cuda();
+  const std::string problem =
+      world_size > 1 ? "several ranks exchange tensors of the CPU only" : load_cuda();
   if (problem.empty()) {
-    return {c10::kCUDA, static_cast<c10::DeviceIndex>(local_rank)};
+    return {c10::kCUDA, 0};
   }
   if (name == "auto") {
     return c10::kCPU;
   }
-  throw ConfigError("training.device: expected a machine with a GPU for 'cuda': " + problem +
-                    "; use training.device=cpu");
+  throw ConfigError("training.device: cannot use 'cuda': " + problem + "; use training.device=cpu");
 }
 
 }  // namespace narrowgauge::trainer

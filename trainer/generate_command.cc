@@ -69,7 +69,7 @@ std::vector<int64_t> encode_prompt(const data::Tokenizer& tokenizer, const std::
 
 int generate_command(const GenerateOptions& options) {
   const LoadedModel loaded =
-      load_model(options.model, options.tokenizer, select_device(options.device, 0));
+      load_model(options.model, options.tokenizer, select_device(options.device, 1));
   if (!loaded.tokenizer) {
     throw UsageError(options.model + " has no tokenizer; name one with --tokenizer");
   }

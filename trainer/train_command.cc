@@ -62,7 +62,7 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
       world->rank() == 0 ? RunDirectory::open(config) : RunDirectory::attach(config);
   config.training.num_threads = choose_num_threads(config, session);
   at::set_num_threads(static_cast<int>(config.training.num_threads));
-  const at::Device device = select_device(config.training.device, session.local_rank());
+  const at::Device device = select_device(config.training.device, world->size());
   fill_model_shape(config.model);
   TrainingData data = open_training_data(config, run, *world);
   check(config);

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
@@ -25,8 +24,6 @@
 
 namespace narrowgauge::trainer {
 namespace {
-
-constexpr double kNoClipping = std::numeric_limits<double>::infinity();
 
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -96,8 +93,7 @@ void Trainer::train() {
 StepMetrics Trainer::train_step(int64_t step) {
   const double started = now_seconds();
   const double loss = sum_over_ranks(accumulate_gradients(step));
-  const double max_norm = config_.training.max_norm > 0 ? config_.training.max_norm : kNoClipping;
-  const double grad_norm = fsdp::clip_grad_norm(parameters_, max_norm, mesh_).item<double>();
+  const double grad_norm = fsdp::total_grad_norm(parameters_, mesh_);
   if (!std::isfinite(loss) || !std::isfinite(grad_norm)) {
     throw std::runtime_error(
         "step " + std::to_string(step) + ": loss is " + std::to_string(loss) +
@@ -106,7 +102,8 @@ StepMetrics Trainer::train_step(int64_t step) {
         "earlier checkpoint with checkpoint.load_step");
   }
   const double lr = config_.optimizer.lr * scheduler_.factor(step - 1);
-  optimizer_->step(lr);
+  const double max_norm = config_.training.max_norm;
+  optimizer_->step(lr, max_norm > 0 ? fsdp::clip_coefficient(grad_norm, max_norm) : 1.0);
   optimizer_->zero_grad();
 
   StepMetrics metrics;

@@ -38,7 +38,7 @@ Trained train(const std::shared_ptr<comm::Communicator>& world, int replicate, i
     const ToyBatch batch = slice_of_rank(toy_batch(spec, step, 12), world->rank(), world->size());
     const at::Tensor loss = model->loss_sum(batch.tokens, batch.targets).div(48);
     loss.backward();
-    trained.norms.push_back(clip_grad_norm(sharded_parameters(*model), 1.0, mesh).item<double>());
+    trained.norms.push_back(clip_grad_norm(sharded_parameters(*model), 1.0, mesh));
     adam.step();
     const at::Tensor total = loss.detach().to(at::kDouble);
     world->all_reduce(total, comm::ReduceOp::kSum);

@@ -215,7 +215,9 @@ class TrainRun(unittest.TestCase):
         ids.write_bytes(struct.pack("<4H", 1, 2, 3, 500) * 500)
         self.assert_fails("500", "tokenizer.kind=none", "model.vocab_size=256", "generation.interval=0", config=self.write_config("bad", ids))
         self.assert_fails("256", "model.vocab_size=100", config=self.write_config("vocabulary"))
-        self.assert_fails("mamba", "model.initial_load_path=" + str(self.make_model("mamba")))
+        imported = self.write_config("imported")
+        imported.write_text("".join(line for line in imported.read_text().splitlines(True) if "model:" not in line))
+        self.assert_fails("mamba", f"model.initial_load_path={self.make_model('mamba')}", config=imported)
         self.assert_fails("world", "parallelism.data_parallel_shard_degree=3")
 
     def make_model(self, model_type):
