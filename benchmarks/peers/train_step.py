@@ -86,30 +86,32 @@ def main():
     for name, default in dict(steps=12, warmup=3, threads=2, **shape).items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model = Llama(args.vocab_size, args.dim, args.num_layers, args.num_heads, args.num_kv_heads, args.ffn_dim,
-                  args.seq_len)
+                  args.seq_len).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     run = torch.compile(model) if args.compile else model
-    tokens = torch.randint(0, args.vocab_size, (args.batch_size, args.seq_len))
-    targets = torch.randint(0, args.vocab_size, (args.batch_size, args.seq_len))
+    tokens = torch.randint(0, args.vocab_size, (args.batch_size, args.seq_len)).to(args.device)
+    targets = torch.randint(0, args.vocab_size, (args.batch_size, args.seq_len)).to(args.device)
     seconds = []
     for _ in range(args.warmup + args.steps):
         started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
             loss = run(tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss.item()
+        loss.item()  # waits for the device
         seconds.append(time.perf_counter() - started)
     print(json.dumps(dict(
         step_seconds=seconds[args.warmup:], tokens_per_step=args.batch_size * args.seq_len, loss=loss.item(),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)))
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if args.device == "cuda" else
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)))
 
 
 if __name__ == "__main__":

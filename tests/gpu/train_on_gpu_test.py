@@ -1,0 +1,77 @@
+"""One GPU trains as the CPU does: losses, resuming across devices, export, evaluation.
+
+Argument: the narrowgauge program (of a checkout or of a bundle). Needs a GPU and fails without one.
+"""
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import unittest
+
+NARROWGAUGE = pathlib.Path(sys.argv[1]).resolve()
+CONFIG = """
+job:          {run_dir: %(run)s}
+model:        {architecture: llama, dim: 128, num_layers: 3, num_heads: 4, num_kv_heads: 2, ffn_dim: 352, max_seq_len: 128}
+tokenizer:    {kind: bytes}
+data:         {train: [%(text)s], validation_fraction: 0.1, cache_dir: %(cache)s}
+training:     {steps: 20, seq_len: 128, local_batch_size: 4, global_batch_size: 8, mixed_precision_param: float32}
+optimizer:    {lr: 1.0e-3}
+validation:   {interval: 20}
+generation:   {interval: 20, prompt: "the ", max_new_tokens: 16}
+checkpoint:   {interval: 10, keep_latest_k: 0}
+"""
+
+
+class TrainOnGpu(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        words = random.Random(0)
+        self.text = self.folder / "text.txt"
+        self.text.write_text(" ".join(words.choice("a cat sat on the mat and saw a dog".split()) for _ in range(20000)))
+
+    def run_narrowgauge(self, *arguments):
+        done = subprocess.run([NARROWGAUGE, *map(str, arguments)], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done
+
+    def train(self, name, *overrides):
+        config = self.folder / f"{name}.yaml"
+        config.write_text(CONFIG % dict(run=self.folder / name, text=self.text, cache=self.folder / "cache"))
+        errors = self.run_narrowgauge("train", config, *overrides).stderr
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [line["loss"] for line in map(json.loads, lines) if "loss" in line], errors
+
+    def assert_close(self, ours, reference, relative):
+        for step, (a, b) in enumerate(zip(ours, reference, strict=True), 1):
+            self.assertAlmostEqual(a / b, 1.0, delta=relative, msg=f"step {step}: {a} and {b}")
+
+    def test_fp32_losses_equal_those_of_the_cpu(self):
+        cpu, _ = self.train("cpu", "training.device=cpu")
+        gpu, errors = self.train("gpu", "training.device=cuda")
+        self.assertIn("on cuda", errors)
+        # fp32 without tf32 on both; sums of 128 to 352 terms in other orders, amplified over 20 updates.
+        self.assert_close(gpu, cpu, 1e-4)
+
+    def test_auto_takes_the_gpu_and_bf16_stays_near_fp32(self):
+        fp32, errors = self.train("fp32")
+        self.assertIn("on cuda", errors)
+        bf16, _ = self.train("bf16", "training.mixed_precision_param=bfloat16")
+        self.assert_close(bf16, fp32, 2e-2)
+
+    def test_run_goes_on_from_the_cpu_on_the_gpu_and_its_export_scores_alike(self):
+        straight, _ = self.train("straight", "training.device=cuda")
+        self.train("moved", "training.device=cpu")
+        moved, _ = self.train("moved", "training.device=cuda", "checkpoint.load_step=10")
+        self.assert_close(moved, straight, 1e-4)
+        scores = [json.loads(self.run_narrowgauge("eval", "--model", self.folder / "moved", "--tokenizer", "bytes", "--data",
+                                                  self.text, "--device", device, "--json").stdout)["loss"]
+                  for device in ("cpu", "cuda")]
+        self.assertAlmostEqual(scores[0], scores[1], delta=1e-5)
+        self.run_narrowgauge("generate", "--model", self.folder / "moved", "--tokenizer", "bytes", "--prompt", "the ",
+                             "--device", "cuda")
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
