@@ -31,9 +31,14 @@ std::optional<Gpt2Files> find_files(const fs::path& path) {
       if (fs::exists(path / vocab) && fs::exists(path / merges)) {
         return Gpt2Files{path / vocab, path / merges};
       }
-    } else if (name.ends_with(vocab)) {
-      const std::string prefix = name.substr(0, name.size() - vocab.size());
-      return Gpt2Files{path, path.parent_path() / (prefix + std::string(merges))};
+      continue;
+    }
+    for (const std::string_view ending : {vocab, merges}) {
+      if (name.ends_with(ending)) {
+        const std::string prefix = name.substr(0, name.size() - ending.size());
+        return Gpt2Files{path.parent_path() / (prefix + std::string(vocab)),
+                         path.parent_path() / (prefix + std::string(merges))};
+      }
     }
   }
   return std::nullopt;
@@ -92,7 +97,7 @@ std::unique_ptr<Tokenizer> load_gpt2_tokenizer(const std::string& path) {
     throw std::runtime_error(
         "expected encoder.json and vocab.bpe, or vocab.json and merges.txt, "
         "got " +
-        path + "; name their directory or the .json file");
+        path + "; name their directory or one of them");
   }
   const std::vector<std::string> contents = {read_tokenizer_file(files->vocab.string()),
                                              read_tokenizer_file(files->merges.string())};

@@ -8,7 +8,7 @@
 namespace narrowgauge::data {
 
 // Loads GPT-2's byte-level BPE: encoder.json and vocab.bpe as OpenAI names them, or vocab.json and
-// merges.txt as Hugging Face does. `path` is their directory, or the .json file, whose name may
+// merges.txt as Hugging Face does. `path` is their directory, or one of the two, whose name may
 // have a prefix that the other file shares (gpt2_encoder.json, gpt2_vocab.bpe). "<|endoftext|>" in
 // a text is that token where the vocabulary has it, as in transformers; it begins and ends
 // documents, but encode_document adds nothing.

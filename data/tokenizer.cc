@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
+#include <filesystem>
 #include <stdexcept>
-#include <vector>
+#include <string_view>
+#include <system_error>
 
 #include "data/byte_tokenizer.h"
 #include "data/gpt2_tokenizer.h"
@@ -17,36 +18,17 @@ namespace {
 constexpr std::array<std::string_view, 5> kKinds = {"bytes", "huggingface", "gpt2", "sentencepiece",
                                                     "none"};
 
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t substitution = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitution});
-    }
-  }
-  return row.back();
-}
-
-[[noreturn]] void throw_unknown_kind(const std::string& kind) {
-  const auto nearest = std::min_element(
-      kKinds.begin(), kKinds.end(), [&](std::string_view left, std::string_view right) {
-        return edit_distance(kind, left) < edit_distance(kind, right);
-      });
-  throw std::invalid_argument(
-      "expected tokenizer kind bytes, huggingface, gpt2, sentencepiece or none, got '" + kind +
-      "'; did you mean '" + std::string(*nearest) + "'?");
-}
+// GPT-2's files, as OpenAI and as Hugging Face name them.
+constexpr std::array<std::string_view, 4> kGpt2Names = {"encoder.json", "vocab.bpe", "vocab.json",
+                                                        "merges.txt"};
 
 }  // namespace
 
 std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOptions& options) {
   if (std::find(kKinds.begin(), kKinds.end(), options.kind) == kKinds.end()) {
-    throw_unknown_kind(options.kind);
+    throw std::invalid_argument(
+        "expected tokenizer kind bytes, huggingface, gpt2, sentencepiece or none, got '" +
+        options.kind + "'");
   }
   if (options.kind == "none") {
     return nullptr;
@@ -65,6 +47,28 @@ std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOptions& options) {
     return load_gpt2_tokenizer(options.path);
   }
   return load_sentencepiece_tokenizer(options.path);
+}
+
+TokenizerOptions guess_tokenizer(const std::string& path) {
+  namespace fs = std::filesystem;
+  if (path == "bytes" || path == "none") {
+    return {path, ""};
+  }
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) {
+    const auto holds = [&](std::string_view name) { return fs::exists(fs::path(path) / name); };
+    const bool is_gpt2 = std::any_of(kGpt2Names.begin(), kGpt2Names.end(), holds);
+    return {holds("tokenizer.json")    ? "huggingface"
+            : holds("tokenizer.model") ? "sentencepiece"
+            : is_gpt2                  ? "gpt2"
+                                       : "huggingface",
+            path};
+  }
+  const auto ends = [&](std::string_view name) { return path.ends_with(name); };
+  if (std::any_of(kGpt2Names.begin(), kGpt2Names.end(), ends)) {
+    return {"gpt2", path};
+  }
+  return {path.ends_with(".model") ? "sentencepiece" : "huggingface", path};
 }
 
 }  // namespace narrowgauge::data

@@ -66,4 +66,11 @@ class Tokenizer {
 // kind, std::runtime_error for a missing, malformed or unsupported file.
 std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOptions& options);
 
+// The kind of the tokenizer that a command line names, and its path: "bytes" and "none" are the
+// kinds without one; a .model file is sentencepiece; encoder.json and vocab.json (a prefix
+// allowed), vocab.bpe and merges.txt are gpt2; a directory is what it holds, tokenizer.json before
+// tokenizer.model before GPT-2's files. Anything else is huggingface, whose loader says what it
+// misses. Looks at names alone; throws nothing about a path that does not exist.
+TokenizerOptions guess_tokenizer(const std::string& path);
+
 }  // namespace narrowgauge::data

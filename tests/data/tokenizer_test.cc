@@ -74,7 +74,8 @@ TEST(Tokenizer, OptionsThatMakeNoSense) {
   EXPECT_THAT(error_of([] {
                 load_tokenizer({"hugingface", "x"});
               }),
-              HasSubstr("got 'hugingface'; did you mean 'huggingface'?"));
+              HasSubstr("expected tokenizer kind bytes, huggingface, gpt2, sentencepiece or none, "
+                        "got 'hugingface'"));
   EXPECT_THAT(error_of([] { load_tokenizer({"gpt2", ""}); }), HasSubstr("expected a path"));
   for (const char* kind : {"huggingface", "gpt2", "sentencepiece"}) {
     EXPECT_THAT(error_of([&] {
@@ -82,6 +83,32 @@ TEST(Tokenizer, OptionsThatMakeNoSense) {
                 }),
                 HasSubstr("/nonexistent/vocab.json: No such file"));
   }
+}
+
+TEST(Tokenizer, GuessesTheKindFromNames) {
+  const auto kind = [](const std::string& path) { return guess_tokenizer(path).kind; };
+  EXPECT_EQ(kind("bytes"), "bytes");
+  EXPECT_EQ(kind("none"), "none");
+  EXPECT_EQ(guess_tokenizer("bytes").path, "");
+  EXPECT_EQ(kind("m/llama.model"), "sentencepiece");
+  for (const char* name : {"encoder.json", "m/gpt2_encoder.json", "vocab.bpe", "m/vocab.json"}) {
+    EXPECT_EQ(kind(name), "gpt2") << name;
+  }
+  EXPECT_EQ(kind("m/tokenizer.json"), "huggingface");
+  EXPECT_EQ(kind("nonexistent"), "huggingface");
+  EXPECT_EQ(guess_tokenizer("nonexistent").path, "nonexistent");
+}
+
+TEST(Tokenizer, GuessesTheKindOfADirectoryFromItsFiles) {
+  const TemporaryDirectory directory;
+  const auto kind = [&] { return guess_tokenizer(directory.path()).kind; };
+  EXPECT_EQ(kind(), "huggingface");
+  directory.write("vocab.json", "{}");
+  EXPECT_EQ(kind(), "gpt2");
+  directory.write("tokenizer.model", "x");
+  EXPECT_EQ(kind(), "sentencepiece");
+  directory.write("tokenizer.json", "{}");
+  EXPECT_EQ(kind(), "huggingface");
 }
 
 TEST(Tokenizer, MergesByRankAndDecodes) {
@@ -286,7 +313,8 @@ TEST(Tokenizer, Gpt2FilesByDirectoryAndByPrefix) {
   directory.write("merges.txt", merges);
   const std::string prefixed = directory.write("x_encoder.json", vocab.dump());
   directory.write("x_vocab.bpe", merges);
-  for (const std::string& path : {directory.path(), prefixed}) {
+  for (const std::string& path :
+       {directory.path(), prefixed, directory.file("x_vocab.bpe"), directory.file("merges.txt")}) {
     const auto tokenizer = load_tokenizer({"gpt2", path});
     EXPECT_THAT(tokenizer->encode("hello<|endoftext|> hello"),
                 ElementsAre(kHell, 'o', 261, ' ', kHell, 'o'));
