@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "nn/kernels/target_clones.h"
+#include "vectorize/target_clones.h"
 
 // Scalar functions without branches or calls, so that a loop over them vectorises. Polynomials and
 // splits are Cephes' single-precision ones (Moshier); the errors given were measured against fp64.

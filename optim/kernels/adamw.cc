@@ -1,6 +1,6 @@
 #include "optim/kernels/adamw.h"
 
-#include "optim/kernels/target_clones.h"
+#include "vectorize/target_clones.h"
 
 // Traffic: 28 bytes an element (param, exp_avg, exp_avg_sq read and written, grad read).
 //
