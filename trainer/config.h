@@ -42,7 +42,7 @@ struct DataConfig {
   double validation_fraction = 0.0;
   std::string text_field = "text";
   std::string invalid_utf8 = "error";
-  std::string cache_dir = "runs/cache";
+  std::string cache_dir;
 };
 
 struct TrainingConfig {

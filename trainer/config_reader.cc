@@ -267,32 +267,36 @@ std::string read_bounded(const std::string& path) {
   return text;
 }
 
-// Entries that only the repository has, so that its configurations run from any directory.
-void locate_sources(std::vector<std::string>& sources) {
+// `path` below the repository where the current directory has no `fixed`, which begins the path,
+// and the repository has; so its configurations run from any directory.
+std::string locate(const std::string& path, const std::filesystem::path& fixed) {
   namespace fs = std::filesystem;
   const char* root = std::getenv("NARROWGAUGE_ROOT");
-  if (root == nullptr || *root == '\0') {
-    return;
+  if (root == nullptr || *root == '\0' || fixed.empty() || fixed.is_absolute()) {
+    return path;
   }
+  std::error_code ignored;
+  const bool is_there = !fs::exists(fixed, ignored) && fs::exists(root / fixed, ignored);
+  return is_there ? (root / fs::path(path)).string() : path;
+}
+
+void locate_sources(std::vector<std::string>& sources) {
   for (std::string& source : sources) {
     // What stands before the first component with a wildcard must exist.
     const size_t wildcard = source.find_first_of("*?[");
-    fs::path fixed = source;
+    std::filesystem::path fixed = source;
     if (wildcard != std::string::npos) {
-      fixed = fs::path(source.substr(0, wildcard)).parent_path();
+      fixed = std::filesystem::path(source.substr(0, wildcard)).parent_path();
     }
-    std::error_code ignored;
-    const bool is_here = fixed.empty() || fs::exists(fixed, ignored);
-    if (!fs::path(source).is_absolute() && !is_here && fs::exists(root / fixed, ignored)) {
-      source = (root / fs::path(source)).string();
-    }
+    source = locate(source, fixed);
   }
 }
 
 }  // namespace
 
 TrainConfig read_config(const std::string& path, std::span<const std::string> overrides) {
-  return read_config_text(read_bounded(path), path, overrides);
+  const std::string found = locate(path, path);
+  return read_config_text(read_bounded(found), found, overrides);
 }
 
 TrainConfig read_config_text(std::string_view text, const std::string& name,

@@ -14,8 +14,9 @@ namespace narrowgauge::trainer {
 // one ConfigError with the place, the key and what to write. The value of an override follows the
 // same rules, but text is taken as it stands, without quotes, and a list is [a,b].
 //
-// Relative entries of data.train and data.validation mean the current directory; those it does not
-// have, but the directory in the environment variable NARROWGAUGE_ROOT has, are found there.
+// A relative `path` and relative entries of data.train and data.validation mean the current
+// directory; those it does not have, but the directory in the environment variable NARROWGAUGE_ROOT
+// has, are found there.
 TrainConfig read_config(const std::string& path, std::span<const std::string> overrides);
 
 // The same for text that is already read; `name` stands for the path in messages.

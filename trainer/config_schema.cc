@@ -151,7 +151,9 @@ std::vector<ConfigKey> data_keys() {
       {"data", "invalid_utf8", TextKey{field<&C::data, &D::invalid_utf8>, {"error", "replace"}}, "",
        "stop at bytes that are not UTF-8, or read U+FFFD", ""},
       {"data", "cache_dir", TextKey{field<&C::data, &D::cache_dir>}, "",
-       "where tokenized data are kept and found again", ""},
+       "where tokenized data are kept and found again, by `data prepare` too; empty: "
+       "$NARROWGAUGE_CACHE/tokens, or ~/.cache/narrowgauge/tokens",
+       ""},
   };
 }
 

@@ -283,5 +283,20 @@ TEST(ReadConfig, FindsSourcesInTheRepository) {
   EXPECT_EQ(read(kMinimal, overrides).data.train[0], "only_there/**/*.py");
 }
 
+TEST(ReadConfig, FindsTheFileInTheRepository) {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::path(testing::TempDir()) / "config_reader_root";
+  fs::create_directories(root / "set");
+  std::ofstream(root / "set/there.yaml") << kMinimal;
+  std::ofstream(root / "config_here.yaml") << "model: {}\n";
+  std::ofstream("config_here.yaml") << kMinimal;
+  EXPECT_THROW(read_config("set/there.yaml", {}), ConfigError);
+  setenv("NARROWGAUGE_ROOT", root.c_str(), 1);
+  EXPECT_EQ(read_config("set/there.yaml", {}).model.dim, 64);
+  EXPECT_EQ(read_config("config_here.yaml", {}).model.dim, 64);
+  EXPECT_THROW(read_config("set/nowhere.yaml", {}), ConfigError);
+  unsetenv("NARROWGAUGE_ROOT");
+}
+
 }  // namespace
 }  // namespace narrowgauge::trainer
