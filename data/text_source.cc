@@ -191,4 +191,45 @@ Record TextSource::next_piece() {
   return record;
 }
 
+std::vector<SourceFile> find_text_files(const std::vector<std::string>& patterns) {
+  std::vector<SourceFile> files;
+  for (const std::string& path : expand_paths(patterns)) {
+    if (path.ends_with(".bin") || path.ends_with(".tokens")) {
+      throw std::runtime_error("expected text, got '" + path +
+                               "', which holds token ids; name it in data.train as it is");
+    }
+    files.push_back(describe_file(path));
+  }
+  return files;
+}
+
+std::vector<std::string> read_documents(const std::vector<std::string>& patterns,
+                                        TextOptions options, uint64_t max_bytes,
+                                        const std::function<void(double)>& progress) {
+  options.piece_bytes = kReadBytes;  // so that a file above max_bytes is never read whole
+  TextSource source(find_text_files(patterns), std::move(options));
+  const auto bytes_to_read = static_cast<double>(std::min(source.total_bytes(), max_bytes));
+  std::vector<std::string> documents;
+  bool begins = true;
+  uint64_t bytes_left = max_bytes;
+  uint64_t bytes_shown = 0;
+  while (bytes_left > 0) {
+    std::optional<Record> record = source.next();
+    if (!record) break;
+    const bool ends = record->ends_document;
+    const std::string text = source.decode(*std::move(record));
+    const size_t kept = utf8_boundary(text, bytes_left);
+    if (begins) documents.emplace_back();
+    documents.back().append(text, 0, kept);
+    if (progress && source.bytes_read() != bytes_shown) {
+      bytes_shown = source.bytes_read();
+      progress(std::min(1.0, static_cast<double>(bytes_shown) / bytes_to_read));
+    }
+    if (kept < text.size()) break;
+    bytes_left -= kept;
+    begins = ends;
+  }
+  return documents;
+}
+
 }  // namespace narrowgauge::data

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -76,5 +77,15 @@ class TextSource {
   uint64_t total_bytes_ = 0;
   int64_t num_empty_files_ = 0;
 };
+
+// The files that `patterns` name (see expand_paths). Throws std::runtime_error for one that holds
+// token ids, .bin or .tokens.
+std::vector<SourceFile> find_text_files(const std::vector<std::string>& patterns);
+
+// The documents of those files in their order, up to `max_bytes` of text; the last one is cut
+// there, between characters. `progress` hears the part read, 0 to 1. Throws as TextSource does.
+std::vector<std::string> read_documents(const std::vector<std::string>& patterns,
+                                        TextOptions options, uint64_t max_bytes,
+                                        const std::function<void(double)>& progress = nullptr);
 
 }  // namespace narrowgauge::data

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
+
 #include "data/utf8.h"
 #include "tests/data/temporary_directory.h"
 
@@ -134,6 +137,31 @@ TEST(TextSource, CutsPiecesBetweenCharacters) {
     EXPECT_EQ(joined, text + "b");
     EXPECT_EQ(num_documents, 2);
   }
+}
+
+TEST(ReadDocuments, ReadsAllUpToTheLimit) {
+  const TemporaryDirectory directory;
+  const std::string long_text(5'000'000, 'x');  // several pieces
+  const std::vector<std::string> patterns = {
+      directory.write("a.jsonl", "{\"text\":\"one\"}\n{\"text\":\"t\u00e9o\"}\n"),
+      directory.write("b.txt", long_text), directory.write("c.txt", "end")};
+  std::vector<double> shown;
+  EXPECT_EQ(read_documents(patterns, {}, UINT64_MAX, [&](double part) { shown.push_back(part); }),
+            (std::vector<std::string>{"one", "t\u00e9o", long_text, "end"}));
+  EXPECT_EQ(shown.back(), 1.0);
+  EXPECT_TRUE(std::is_sorted(shown.begin(), shown.end()));
+  // 3 + 4 bytes, then the limit; within "\u00e9" the character is left out.
+  EXPECT_EQ(read_documents(patterns, {}, 1'500'007),
+            (std::vector<std::string>{"one", "t\u00e9o", long_text.substr(0, 1'500'000)}));
+  EXPECT_EQ(read_documents(patterns, {}, 5), (std::vector<std::string>{"one", "t"}));
+  EXPECT_EQ(read_documents(patterns, {}, 3), (std::vector<std::string>{"one"}));
+}
+
+TEST(ReadDocuments, RefusesTokenIds) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.write("a.bin", "\1");
+  EXPECT_THAT(error_of([&] { read_documents({path}, {}, 100); }),
+              HasSubstr("expected text, got '" + path + "', which holds token ids"));
 }
 
 TEST(Utf8, FindsTheFirstIllFormedByte) {
