@@ -44,6 +44,10 @@ double total_grad_norm(const std::vector<ShardedParameter>& parameters,
   if (mesh.shard_axis().size() > 1) {
     mesh.shard_axis().all_reduce(total, largest ? comm::ReduceOp::kMax : comm::ReduceOp::kSum);
   }
+  if (mesh.replicate_axis().size() > 1) {
+    // Hosts may sum with different numbers of threads; replicas must clip by the same bits.
+    mesh.replicate_axis().broadcast(total, 0);
+  }
   return (largest ? total : total.pow(1.0 / norm_type)).item<double>();
 }
 

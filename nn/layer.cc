@@ -5,6 +5,15 @@
 namespace narrowgauge::nn {
 
 void Layer::replace_parameter(const std::string& name, at::Tensor value) {
+  if (const size_t dot = name.find('.'); dot != std::string::npos) {
+    const auto children = named_children();
+    const auto* child = children.find(name.substr(0, dot));
+    auto* layer = child != nullptr ? dynamic_cast<Layer*>(child->get()) : nullptr;
+    TORCH_CHECK(layer != nullptr, "expected a parameter below ", this->name(), ", got '", name,
+                "'");
+    layer->replace_parameter(name.substr(dot + 1), std::move(value));
+    return;
+  }
   const auto slot = parameter_slots_.find(name);
   TORCH_CHECK(slot != parameter_slots_.end(), "expected a parameter of ", this->name(), ", got '",
               name, "'");

@@ -32,9 +32,9 @@ class Layer : public torch::nn::Module {
   void register_forward_pre_hook(Hook hook) { pre_hooks_.push_back(std::move(hook)); }
   void register_forward_hook(Hook hook) { hooks_.push_back(std::move(hook)); }
 
-  // Makes `value` the parameter `name` of this layer (not of a child). Any dtype, shape and device:
-  // this is the only way from meta to a real device, since Tensor::set_data refuses it. Throws if
-  // there is none.
+  // Makes `value` the parameter `name` of this layer, or of one below it ("mlp.down_proj.weight").
+  // Any dtype, shape and device: this is the only way from meta to a real device, since
+  // Tensor::set_data refuses it. Throws if there is none.
   void replace_parameter(const std::string& name, at::Tensor value);
 
   // Makes `value` the child `name`. Throws if there is none or if the slot's type does not fit.

@@ -95,7 +95,8 @@ at::Tensor Transformer::logits(const at::Tensor& tokens, KVCache* cache) {
               "; shorten the sequence or use a model made for longer ones");
   if (!rotary_.cos.defined() || rotary_.cos.size(0) < length ||
       rotary_.cos.device() != tokens.device()) {
-    const RotaryTable table = make_rotary_table(config_, std::max(length, kShortestRotaryTable));
+    const RotaryTable table = make_rotary_table(
+        config_, std::min(config_.max_seq_len, std::max(2 * length, kShortestRotaryTable)));
     rotary_ = {table.cos.to(tokens.device()), table.sin.to(tokens.device())};
   }
   const AttentionContext context{rotary_, first_position, cache};

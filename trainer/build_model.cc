@@ -1,5 +1,6 @@
 #include "trainer/build_model.h"
 
+#include <cstdio>
 #include <optional>
 
 #include "checkpoint/huggingface_directory.h"
@@ -20,7 +21,10 @@ fsdp::FullyShardOptions shard_options(const TrainConfig& config) {
   return options;
 }
 
-fsdp::ShardInitializer initializer(const TrainConfig& config) {
+fsdp::ShardInitializer initializer(const TrainConfig& config, InitialValues values, int mesh_rank) {
+  if (values == InitialValues::kFromCheckpoint) {
+    return [](const std::string&, const at::Tensor&, int64_t) {};
+  }
   if (config.model.initial_load_path.empty()) {
     return [&config](const std::string& fqn, const at::Tensor& shard, int64_t row_begin) {
       nn::initialize_parameter(config.model, static_cast<uint64_t>(config.training.seed), fqn,
@@ -29,7 +33,12 @@ fsdp::ShardInitializer initializer(const TrainConfig& config) {
   }
   auto directory = std::make_shared<checkpoint::HuggingFaceDirectory>(
       checkpoint::HuggingFaceDirectory::open(config.model.initial_load_path));
-  directory->validate();
+  for (const std::string& name : directory->validate()) {
+    if (mesh_rank == 0) {
+      std::fprintf(stderr, "%s: tensor %s is not part of the model and is left out\n",
+                   config.model.initial_load_path.c_str(), name.c_str());
+    }
+  }
   return [directory](const std::string& fqn, const at::Tensor& shard, int64_t row_begin) {
     shard.copy_(directory->rows(fqn, row_begin, row_begin + shard.size(0)));
   };
@@ -38,7 +47,8 @@ fsdp::ShardInitializer initializer(const TrainConfig& config) {
 }  // namespace
 
 std::shared_ptr<nn::Transformer> build_model(const TrainConfig& config,
-                                             const comm::DeviceMesh& mesh, at::Device device) {
+                                             const comm::DeviceMesh& mesh, at::Device device,
+                                             InitialValues values) {
   auto model = std::make_shared<nn::Transformer>(
       config.model, at::TensorOptions().device(at::kMeta).dtype(at::kFloat));
   const fsdp::FullyShardOptions options = shard_options(config);
@@ -46,7 +56,7 @@ std::shared_ptr<nn::Transformer> build_model(const TrainConfig& config,
     fsdp::fully_shard(*block, mesh, options);
   }
   fsdp::fully_shard(*model, mesh, options);
-  fsdp::materialize(*model, device, initializer(config));
+  fsdp::materialize(*model, device, initializer(config, values, mesh.world().rank()));
   return model;
 }
 

@@ -6,6 +6,7 @@
 #include <cctype>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
@@ -16,14 +17,15 @@
 #include "data/text_source.h"
 #include "data/token_file.h"
 #include "trainer/device.h"
-#include "trainer/evaluate.h"
 #include "trainer/load_model.h"
+#include "trainer/perplexity.h"
 
 namespace narrowgauge::trainer {
 namespace {
 
 constexpr int64_t kLongestDefaultWindow = 2048;
 constexpr int64_t kTokensPerBatch = 4096;
+constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
 
 int64_t count_words(const std::string& text) {
   int64_t words = 0;
@@ -36,29 +38,23 @@ int64_t count_words(const std::string& text) {
   return words;
 }
 
-std::vector<ScoredDocument> read_text(const std::vector<std::string>& paths,
-                                      const data::Tokenizer& tokenizer) {
-  std::vector<data::SourceFile> files;
-  for (const std::string& path : paths) {
-    files.push_back(data::describe_file(path));
+// Where the tokenizer has no token that begins a document, the first one has nothing to be
+// predicted from, and its text does not count.
+ScoredDocument score_text(const std::string& text, const data::Tokenizer& tokenizer) {
+  const std::vector<int32_t> ids = tokenizer.encode_document(text);
+  std::string scored = text;
+  if (!ids.empty() && ids.front() != tokenizer.bos_id()) {
+    scored = text.substr(std::min(text.size(), tokenizer.decode({&ids.front(), 1}).size()));
   }
-  data::TextSource source(files, {});
-  std::vector<ScoredDocument> documents;
-  while (auto record = source.next()) {
-    const std::string text = source.decode(std::move(*record));
-    const std::vector<int32_t> ids = tokenizer.encode_document(text);
-    documents.push_back(
-        {{ids.begin(), ids.end()}, static_cast<int64_t>(text.size()), count_words(text)});
-  }
-  return documents;
+  return {{ids.begin(), ids.end()}, static_cast<int64_t>(scored.size()), count_words(scored)};
 }
 
-std::vector<ScoredDocument> read_token_file(const std::string& path, int64_t vocab_size) {
+ScoredDocument read_token_file(const std::string& path, int64_t vocab_size) {
   const auto storage = data::open_token_file(path, vocab_size);
   ScoredDocument document;
   document.tokens.resize(storage->num_tokens());
   storage->read(0, document.tokens);
-  return {document};
+  return document;
 }
 
 std::vector<ScoredDocument> read_documents(const EvalOptions& options, const LoadedModel& loaded) {
@@ -66,7 +62,7 @@ std::vector<ScoredDocument> read_documents(const EvalOptions& options, const Loa
   std::vector<std::string> texts;
   for (const std::string& path : data::expand_paths(options.data)) {
     if (std::filesystem::path(path).extension() == ".bin") {
-      documents = read_token_file(path, loaded.model->config().vocab_size);
+      documents.push_back(read_token_file(path, loaded.model->config().vocab_size));
     } else {
       texts.push_back(path);
     }
@@ -75,12 +71,15 @@ std::vector<ScoredDocument> read_documents(const EvalOptions& options, const Loa
     return documents;
   }
   if (!documents.empty()) {
-    throw UsageError("--data: expected text files or one .bin file of token ids, got both");
+    throw UsageError("--data: expected text files or .bin files of token ids, got both");
   }
   if (!loaded.tokenizer) {
     throw UsageError(options.model + " has no tokenizer; name one with --tokenizer");
   }
-  return read_text(texts, *loaded.tokenizer);
+  for (const std::string& text : data::read_documents(texts, {}, kNoLimit)) {
+    documents.push_back(score_text(text, *loaded.tokenizer));
+  }
+  return documents;
 }
 
 void print_table(const Perplexity& result, int64_t seq_len) {

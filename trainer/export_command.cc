@@ -23,8 +23,8 @@ int export_command(const ExportOptions& options) {
   }
   TrainConfig config = read_config(config_file, {});
   config.job.run_dir = options.run;  // the run may have been moved
-  fill_model_shape(config.model);
   const RunDirectory run = RunDirectory::attach(config);
+  fill_model_shape(config.model, run);
   const auto tokenizer = load_run_tokenizer(config, run);
   const auto world = comm::ThreadCommunicator::single();
   const auto folder = find_checkpoint(run.checkpoints(), options.step, *world);
@@ -34,7 +34,8 @@ int export_command(const ExportOptions& options) {
   }
   const std::filesystem::path output =
       options.output.empty() ? run.huggingface() : std::filesystem::path(options.output);
-  export_huggingface_directory(output, config.model, tokenizer.get(), parse_dtype(options.dtype),
+  export_huggingface_directory(run, config.model, tokenizer.get(), output,
+                               parse_dtype(options.dtype),
                                full_parameter_reader(*folder, config.model));
   std::fprintf(stderr, "exported %s from %s\n", output.c_str(), folder->c_str());
   return kExitDone;

@@ -1,20 +1,30 @@
 #include "trainer/export_run.h"
 
+#include <filesystem>
+
+#include "checkpoint/durable_file.h"
+#include "checkpoint/huggingface_config.h"
 #include "checkpoint/huggingface_directory.h"
 
 namespace narrowgauge::trainer {
 
 void export_huggingface_directory(
-    const std::filesystem::path& directory, const nn::TransformerConfig& config,
-    const data::Tokenizer* tokenizer, at::ScalarType dtype,
+    const RunDirectory& run, const nn::TransformerConfig& config, const data::Tokenizer* tokenizer,
+    const std::filesystem::path& directory, at::ScalarType dtype,
     const std::function<at::Tensor(const std::string&)>& full_parameter) {
   checkpoint::HuggingFaceConfig description;
+  if (std::filesystem::exists(run.base_config_file())) {
+    description = checkpoint::parse_huggingface_config(
+        checkpoint::read_file(run.base_config_file()), run.base_config_file().string());
+  }
   description.transformer = config;
   checkpoint::HuggingFaceWriteOptions options;
   options.dtype = dtype;
   if (tokenizer != nullptr) {
-    description.bos_token_id = tokenizer->bos_id();
-    if (const auto eos = tokenizer->eos_id()) {
+    if (!description.bos_token_id) {
+      description.bos_token_id = tokenizer->bos_id();
+    }
+    if (const auto eos = tokenizer->eos_id(); eos && description.eos_token_ids.empty()) {
       description.eos_token_ids = {*eos};
     }
     for (const data::TokenizerFile& file : tokenizer->exported_files()) {

@@ -8,15 +8,17 @@
 
 #include "data/tokenizer.h"
 #include "nn/transformer_config.h"
+#include "trainer/run_directory.h"
 
 namespace narrowgauge::trainer {
 
-// Writes `directory` in Hugging Face form: config.json, weights in `dtype` and the files of `tokenizer` (which
-// may be null). full_parameter gives each whole parameter by name; see
-// checkpoint::write_huggingface_directory for the order of its calls and the errors.
-void export_huggingface_directory(const std::filesystem::path& directory,
-                                  const nn::TransformerConfig& config,
-                                  const data::Tokenizer* tokenizer, at::ScalarType dtype,
-                                  const std::function<at::Tensor(const std::string&)>& full_parameter);
+// Writes a run's model to `directory` in Hugging Face form: config.json, weights in `dtype` and the
+// files of `tokenizer` (which may be null). The tokens that begin and end a document are those of
+// the model the run began with, else the tokenizer's. full_parameter gives each whole parameter by
+// name; see checkpoint::write_huggingface_directory for the order of its calls and the errors.
+void export_huggingface_directory(
+    const RunDirectory& run, const nn::TransformerConfig& config, const data::Tokenizer* tokenizer,
+    const std::filesystem::path& directory, at::ScalarType dtype,
+    const std::function<at::Tensor(const std::string&)>& full_parameter);
 
 }  // namespace narrowgauge::trainer

@@ -8,7 +8,6 @@
 
 #include "checkpoint/huggingface_directory.h"
 #include "checkpoint/llama2c.h"
-#include "trainer/export_run.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -53,9 +52,13 @@ int import_command(const ImportOptions& options) {
     import_huggingface(options.from, options.output);
   } else {
     const checkpoint::Llama2cModel model = checkpoint::read_llama2c(options.from);
-    export_huggingface_directory(
-        options.output, model.config, nullptr, at::kFloat,
-        [&](const std::string& name) { return model.parameters.at(name); });
+    checkpoint::HuggingFaceConfig description;
+    description.transformer = model.config;
+    checkpoint::HuggingFaceWriteOptions write_options;
+    write_options.dtype = at::kFloat;
+    checkpoint::write_huggingface_directory(
+        options.output, description,
+        [&](const std::string& name) { return model.parameters.at(name); }, write_options);
   }
   std::fprintf(stderr, "wrote %s\n", options.output.c_str());
   return kExitDone;

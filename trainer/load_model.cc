@@ -2,67 +2,57 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <stdexcept>
 
 #include "checkpoint/huggingface_directory.h"
 #include "checkpoint/huggingface_names.h"
+#include "trainer/config_reader.h"
+#include "trainer/run_directory.h"
+#include "trainer/run_tokenizer.h"
 
 namespace narrowgauge::trainer {
 namespace {
 
 namespace fs = std::filesystem;
 
-fs::path model_directory(const std::string& path) {
-  if (!fs::exists(fs::path(path) / "config.json") &&
-      fs::exists(fs::path(path) / "hf" / "config.json")) {
-    return fs::path(path) / "hf";
+bool is_run(const fs::path& path) { return fs::exists(path / "config.yaml"); }
+
+// The Hugging Face directory that `path` is or, as a run, holds.
+fs::path model_directory(const fs::path& path) {
+  if (!is_run(path)) {
+    return path;
   }
-  return path;
+  const fs::path exported = path / "hf";
+  if (!fs::exists(exported / "config.json")) {
+    throw std::runtime_error(path.string() + " has no hf/ yet; make it with narrowgauge export " +
+                             path.string());
+  }
+  const fs::path latest = path / "checkpoints" / "latest";
+  if (fs::exists(latest) &&
+      fs::last_write_time(latest) >
+          fs::last_write_time(exported / "config.json") + std::chrono::minutes(1)) {
+    std::fprintf(stderr,
+                 "%s is older than the newest checkpoint; narrowgauge export %s renews it\n",
+                 exported.c_str(), path.c_str());
+  }
+  return exported;
 }
 
-data::TokenizerOptions tokenizer_options(const fs::path& directory, const std::string& named) {
-  if (named == "bytes" || named == "none") {
-    return {named, ""};
+std::shared_ptr<const data::Tokenizer> own_tokenizer(const fs::path& path) {
+  if (is_run(path)) {
+    TrainConfig config = read_config(path / "config.yaml", {});
+    config.job.run_dir = path;  // the run may have been moved
+    return load_run_tokenizer(config, RunDirectory::attach(config));
   }
-  const fs::path source = named.empty() ? directory : fs::path(named);
-  const fs::path folder = fs::is_directory(source) ? source : source.parent_path();
-  if (source.filename() == "encoder.json" ||
-      (fs::is_directory(source) && fs::exists(folder / "encoder.json"))) {
-    return {"gpt2", source};
-  }
-  if (source.extension() == ".model") {
-    return {"sentencepiece", source};
-  }
-  if (fs::is_directory(source) && !fs::exists(folder / "tokenizer.json")) {
-    if (fs::exists(folder / "tokenizer.model")) {
-      return {"sentencepiece", folder / "tokenizer.model"};
-    }
-    if (named.empty()) {
-      return {"none", ""};
+  for (const char* name : {"tokenizer.json", "tokenizer.model", "encoder.json"}) {
+    if (fs::exists(path / name)) {
+      return data::load_tokenizer(data::guess_tokenizer(path));
     }
   }
-  return {"huggingface", source};
-}
-
-// The module whose own parameter is `fqn`, and that parameter's name in it.
-std::pair<nn::Layer*, std::string> owner_of(nn::Layer& root, const std::string& fqn) {
-  nn::Layer* layer = &root;
-  std::string rest = fqn;
-  for (size_t dot = rest.find('.'); dot != std::string::npos; dot = rest.find('.')) {
-    const std::string child = rest.substr(0, dot);
-    rest = rest.substr(dot + 1);
-    nn::Layer* next = nullptr;
-    for (const auto& [name, candidate] : layer->child_layers()) {
-      if (name == child) {
-        next = candidate.get();
-      }
-    }
-    TORCH_CHECK(next != nullptr, "expected a parameter of the model, got '", fqn, "'");
-    layer = next;
-  }
-  return {layer, rest};
+  return nullptr;
 }
 
 }  // namespace
@@ -81,10 +71,15 @@ LoadedModel load_model(const std::string& path, const std::string& tokenizer, at
   loaded.model =
       std::make_shared<nn::Transformer>(config, at::TensorOptions().device(at::kMeta).dtype(dtype));
   for (const checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config)) {
-    const auto [layer, name] = owner_of(*loaded.model, spec.name);
-    layer->replace_parameter(name, source.parameter(spec.name, dtype).to(device));
+    loaded.model->replace_parameter(spec.name, source.parameter(spec.name, dtype).to(device));
   }
-  loaded.tokenizer = data::load_tokenizer(tokenizer_options(directory, tokenizer));
+  loaded.tokenizer = tokenizer.empty() ? own_tokenizer(path)
+                                       : data::load_tokenizer(data::guess_tokenizer(tokenizer));
+  if (loaded.tokenizer && loaded.tokenizer->vocab_size() > config.vocab_size) {
+    throw std::runtime_error("expected a tokenizer of at most the model's " +
+                             std::to_string(config.vocab_size) + " ids, got one of " +
+                             std::to_string(loaded.tokenizer->vocab_size()));
+  }
   loaded.eos_tokens = source.config().eos_token_ids;
   return loaded;
 }

@@ -14,13 +14,14 @@ namespace narrowgauge::trainer {
 // A model to run, whole on one device.
 struct LoadedModel {
   std::shared_ptr<nn::Transformer> model;
-  std::shared_ptr<const data::Tokenizer> tokenizer;  // null if the directory has none and none was named
+  std::shared_ptr<const data::Tokenizer> tokenizer;  // null if there is none and none was named
   std::vector<int64_t> eos_tokens;                   // where generation ends
 };
 
-// Loads `path`, a Hugging Face directory or a run directory with hf/ in it, in the dtype it is stored in
-// (float16 as float32). `tokenizer`: "" for the directory's own, "bytes", or a tokenizer file or folder.
-// Throws std::runtime_error for what is missing or damaged, naming it.
+// Loads `path`, a Hugging Face directory or a run directory with hf/ in it, in the dtype it is
+// stored in (float16 as float32). `tokenizer`: "" for the directory's or the run's own, or what
+// data::guess_tokenizer takes. Throws std::runtime_error for what is missing or damaged, naming it,
+// and for a tokenizer whose ids the model does not have.
 LoadedModel load_model(const std::string& path, const std::string& tokenizer, at::Device device);
 
 }  // namespace narrowgauge::trainer

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <string>
 
 namespace narrowgauge::trainer {
@@ -19,48 +18,11 @@ struct StepMetrics {
   int64_t tokens_seen = 0;  // since step 1, resumed runs included
 };
 
-// <run>/metrics.jsonl: one JSON object a line, flushed line by line so that a killed run loses
-// none.
-class MetricsLog {
- public:
-  // Keeps the lines of steps up to `last_step` and drops later ones (and a torn last line): a
-  // resumed run repeats those steps. Throws std::runtime_error if the file can not be written.
-  MetricsLog(const std::string& path, int64_t last_step);
-
-  void log_step(const StepMetrics& metrics);
-  void log_validation(int64_t step, double loss, int64_t tokens, double seconds);
-
- private:
-  void write_line(const std::string& line);
-
-  std::string path_;
-  std::ofstream file_;
-};
+// Lines of <run>/metrics.jsonl.
+std::string step_line(const StepMetrics& metrics);
+std::string validation_line(int64_t step, double loss, int64_t tokens, double seconds);
 
 // Largest resident set of this process so far, in bytes.
 int64_t peak_resident_bytes();
-
-// Progress on standard error: one line rewritten in place on a terminal, a plain line every few
-// seconds elsewhere.
-class ProgressLine {
- public:
-  // `total_steps` is the last step's number. REQUIRES: first_step <= total_steps.
-  ProgressLine(int64_t first_step, int64_t total_steps, int64_t log_interval);
-  ~ProgressLine();
-
-  void update(const StepMetrics& metrics);
-
-  // Prints `text` on a line of its own without disturbing the progress line.
-  void message(const std::string& text);
-
- private:
-  bool is_terminal_;
-  bool line_open_ = false;
-  int64_t first_step_;
-  int64_t total_steps_;
-  int64_t log_interval_;
-  double last_line_seconds_;
-  double step_seconds_average_ = 0;
-};
 
 }  // namespace narrowgauge::trainer

@@ -11,6 +11,7 @@
 
 #include "checkpoint/checkpoint_store.h"
 #include "checkpoint/huggingface_names.h"
+#include "trainer/config.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -34,6 +35,15 @@ std::vector<checkpoint::ShardChunk> run_chunks(
   return chunks;
 }
 
+void check_unchanged(const std::string& key, const std::string& unit, int64_t before, int64_t now) {
+  if (before != now) {
+    throw ConfigError(key + ": the run has had " + std::to_string(before) + " " + unit +
+                      " so far, got " + std::to_string(now) +
+                      "; restore it, or start another job.run_dir from this run's hf/ with "
+                      "model.initial_load_path");
+  }
+}
+
 std::string folder_name(int64_t step) {
   char name[32];
   std::snprintf(name, sizeof name, "step-%08ld", step);
@@ -47,11 +57,19 @@ void save_run(const fs::path& store, const RunState& state,
               int64_t keep_latest_k, comm::Communicator& world) {
   const nlohmann::ordered_json json = {{"step", state.step},
                                        {"tokens_seen", state.tokens_seen},
+                                       {"global_batch_size", state.global_batch_size},
+                                       {"train_tokens", state.train_tokens},
                                        {"optimizer_steps", optimizer.step_count()}};
   checkpoint::save_checkpoint(store, state.step, run_chunks(parameters, optimizer), json.dump(),
                               world);
   if (world.rank() == 0) {
-    checkpoint::prune_checkpoints(store, keep_latest_k);
+    // The other ranks are past the save: an old folder that cannot be deleted must not fail this
+    // one alone.
+    try {
+      checkpoint::prune_checkpoints(store, keep_latest_k);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "cannot delete old checkpoints: %s\n", error.what());
+    }
   }
 }
 
@@ -78,14 +96,21 @@ std::optional<fs::path> find_checkpoint(const fs::path& store, int64_t load_step
   return latest.folder;
 }
 
-RunState load_run(const fs::path& folder, const std::vector<fsdp::ShardedParameter>& parameters,
+RunState load_run(const fs::path& folder, const RunState& expected,
+                  const std::vector<fsdp::ShardedParameter>& parameters,
                   optim::Optimizer& optimizer) {
   const at::NoGradGuard no_grad;
   const auto saved = checkpoint::Checkpoint::open(folder);
-  saved.load(run_chunks(parameters, optimizer));
   const auto json = nlohmann::json::parse(saved.manifest().state_json);
+  const RunState state = {json.at("step").get<int64_t>(), json.at("tokens_seen").get<int64_t>(),
+                          json.at("global_batch_size").get<int64_t>(),
+                          json.at("train_tokens").get<int64_t>()};
+  check_unchanged("training.global_batch_size", "windows a step", state.global_batch_size,
+                  expected.global_batch_size);
+  check_unchanged("data.train", "tokens", state.train_tokens, expected.train_tokens);
+  saved.load(run_chunks(parameters, optimizer));
   optimizer.set_step_count(json.at("optimizer_steps").get<int64_t>());
-  return {json.at("step").get<int64_t>(), json.at("tokens_seen").get<int64_t>()};
+  return state;
 }
 
 std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(

@@ -19,6 +19,10 @@ namespace narrowgauge::trainer {
 struct RunState {
   int64_t step = 0;         // steps done; the data order and the schedule follow from it
   int64_t tokens_seen = 0;  // since step 1
+  // What the data order hangs on beside the step: with another value the run would repeat some
+  // windows and skip others.
+  int64_t global_batch_size = 0;
+  int64_t train_tokens = 0;
 };
 
 // Returns when step-<state.step> is durable and `latest` names it; older ones beyond keep_latest_k
@@ -34,8 +38,9 @@ void save_run(const std::filesystem::path& store, const RunState& state,
 std::optional<std::filesystem::path> find_checkpoint(const std::filesystem::path& store,
                                                      int64_t load_step, comm::Communicator& world);
 
-// Fills parameters and optimizer from a checkpoint of any world size.
-RunState load_run(const std::filesystem::path& folder,
+// Fills parameters and optimizer from a checkpoint of any world size. Throws ConfigError if
+// `expected` has another global batch size or other data than the run so far.
+RunState load_run(const std::filesystem::path& folder, const RunState& expected,
                   const std::vector<fsdp::ShardedParameter>& parameters,
                   optim::Optimizer& optimizer);
 

@@ -5,14 +5,15 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <set>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "checkpoint/durable_file.h"
 #include "trainer/config_reader.h"
 #include "trainer/config_schema.h"
 #include "trainer/config_writer.h"
@@ -39,11 +40,17 @@ int lock_file(const std::filesystem::path& path) {
   if (descriptor < 0) {
     throw std::runtime_error("cannot write " + path.string() + ": " + std::strerror(errno));
   }
-  if (::flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) {
+    return descriptor;
+  }
+  if (errno == EWOULDBLOCK) {
     ::close(descriptor);
     throw std::runtime_error("another process trains in " + path.parent_path().string() +
                              "; wait for it or choose another job.run_dir");
   }
+  // Some network file systems know no locks.
+  std::fprintf(stderr, "cannot lock %s (%s); take care that one process alone trains there\n",
+               path.c_str(), std::strerror(errno));
   return descriptor;
 }
 
@@ -61,9 +68,10 @@ RunDirectory RunDirectory::open(const TrainConfig& config) {
   if (std::filesystem::exists(run.config_file())) {
     const TrainConfig before = read_config(run.config_file(), {});
     for (const ConfigKey& key : config_schema()) {
-      const bool left_to_tokenizer =
-          key.path() == "model.vocab_size" && config.model.vocab_size == 0;
-      if (left_to_tokenizer || format_value(key, before) == format_value(key, config)) {
+      const bool left_open =
+          (key.path() == "model.vocab_size" && config.model.vocab_size == 0) ||
+          (key.path() == "training.num_threads" && config.training.num_threads == 0);
+      if (left_open || format_value(key, before) == format_value(key, config)) {
         continue;
       }
       if (identifies_run(key)) {
@@ -93,9 +101,13 @@ RunDirectory::RunDirectory(RunDirectory&& other) noexcept
       lock_descriptor_(std::exchange(other.lock_descriptor_, -1)) {}
 
 void RunDirectory::write_config(const TrainConfig& config) const {
-  const std::filesystem::path temporary = config_file().string() + ".tmp";
-  std::ofstream(temporary) << to_yaml(config) << std::flush;
-  std::filesystem::rename(temporary, config_file());
+  checkpoint::write_durable_file(config_file(), to_yaml(config));
+  if (!config.model.initial_load_path.empty() && !std::filesystem::exists(base_config_file())) {
+    checkpoint::write_durable_file(
+        base_config_file(),
+        checkpoint::read_file(std::filesystem::path(config.model.initial_load_path) /
+                              "config.json"));
+  }
 }
 
 }  // namespace narrowgauge::trainer

@@ -29,6 +29,9 @@ class RunDirectory {
 
   std::filesystem::path path() const { return path_; }
   std::filesystem::path config_file() const { return path_ / "config.yaml"; }
+  // config.json of the model that the run began with, where model.initial_load_path names one: the
+  // run outlives that directory.
+  std::filesystem::path base_config_file() const { return path_ / "base_config.json"; }
   std::filesystem::path metrics_file() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path samples_file() const { return path_ / "samples.jsonl"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
@@ -38,7 +41,8 @@ class RunDirectory {
   // What differs from the configuration the run was last started with, as "key: before -> now".
   const std::vector<std::string>& changes() const { return changes_; }
 
-  // Replaces config.yaml by the resolved `config`; called once the run is known to start.
+  // Replaces config.yaml by the resolved `config` and keeps base_config.json; called once the run
+  // is known to start. Throws std::runtime_error if the disk is full, with the old files in place.
   void write_config(const TrainConfig& config) const;
 
  private:

@@ -38,7 +38,8 @@ StopSignal::StopSignal() {
 
 StopSignal::~StopSignal() {
   for (const NamedSignal& entry : kSignals) {
-    std::signal(entry.number, SIG_DFL);
+    // The run is at its end: a late signal must not change its exit code.
+    std::signal(entry.number, SIG_IGN);
   }
 }
 

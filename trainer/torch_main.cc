@@ -1,7 +1,8 @@
 // narrowgauge_torch: the half of the program that links libtorch. narrowgauge (main.cc) has read
 // the same arguments and found nothing wrong with them.
 
-#include <cstdio>
+#include <c10/util/Exception.h>
+
 #include <exception>
 #include <functional>
 #include <map>
@@ -49,6 +50,8 @@ int run(const std::vector<std::string>& arguments) {
     return session.fail(error.what(), kExitUsage);
   } catch (const ConfigError& error) {
     return session.fail(error.what(), kExitUsage);
+  } catch (const c10::Error& error) {
+    return session.fail(error.what_without_backtrace(), kExitFailure);
   } catch (const std::exception& error) {
     return session.fail(error.what(), kExitFailure);
   }

@@ -2,10 +2,13 @@
 
 #include <ATen/Parallel.h>
 #include <malloc.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -15,18 +18,39 @@
 #include "trainer/device.h"
 #include "trainer/model_shape.h"
 #include "trainer/run_directory.h"
+#include "trainer/stop_signal.h"
 #include "trainer/trainer.h"
 #include "trainer/training_data.h"
 
 namespace narrowgauge::trainer {
 namespace {
 
+// Processors that this process may use. mpirun binds each of one or two ranks to a single core
+// unless told otherwise; a rank is meant to have its share of the host, so such a binding is
+// widened.
+int64_t num_processors(int local_size) {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  const auto online = static_cast<int64_t>(std::thread::hardware_concurrency());
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) {
+    return online;
+  }
+  const int64_t share = std::max<int64_t>(1, online / local_size);
+  if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr || CPU_COUNT(&allowed) >= share) {
+    return CPU_COUNT(&allowed);
+  }
+  for (int64_t processor = 0; processor < online; ++processor) {
+    CPU_SET(processor, &all);
+  }
+  return sched_setaffinity(0, sizeof all, &all) == 0 ? share * local_size : CPU_COUNT(&allowed);
+}
+
 int64_t choose_num_threads(const TrainConfig& config, const comm::MpiSession& session) {
   if (config.training.num_threads > 0) {
     return config.training.num_threads;
   }
-  const auto processors = static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, processors / session.local_size());
+  return std::max<int64_t>(1, num_processors(session.local_size()) / session.local_size());
 }
 
 // Keeps freed memory in the process. A step frees and takes the same large tensors again; glibc
@@ -55,6 +79,7 @@ void describe_start(const TrainConfig& config, const RunDirectory& run, int worl
 
 int train_command(const TrainOptions& options, comm::MpiSession& session) {
   keep_freed_memory();
+  const StopSignal stop_signal;
   TrainConfig config = read_config(options.config_path, options.overrides);
   const auto world = session.world();
   plan_ranks(config, world->size());
@@ -63,7 +88,7 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
   config.training.num_threads = choose_num_threads(config, session);
   at::set_num_threads(static_cast<int>(config.training.num_threads));
   const at::Device device = select_device(config.training.device, world->size());
-  fill_model_shape(config.model);
+  fill_model_shape(config.model, run);
   TrainingData data = open_training_data(config, run, *world);
   check(config);
   if (world->rank() == 0) {
@@ -74,16 +99,22 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
   if (world->rank() == 0) {
     run.write_config(config);
   }
-  trainer.train();
-  if (trainer.stopped_by()) {
+  trainer.train(stop_signal);
+  if (const auto signal = trainer.stopped_by()) {
+    if (!trainer.is_saved()) {
+      throw std::runtime_error("stopped by " + *signal + "; the last steps are in no checkpoint");
+    }
     if (world->rank() == 0) {
       std::fprintf(stderr, "stopped by %s after a checkpoint; start again to resume\n",
-                   trainer.stopped_by()->c_str());
+                   signal->c_str());
     }
     return kExitStopped;
   }
   if (config.export_.enable) {
     trainer.export_huggingface();
+  }
+  if (config.checkpoint.enable && !trainer.is_saved()) {
+    throw std::runtime_error("the last step is in no checkpoint; make room and start again");
   }
   return kExitDone;
 }

@@ -8,17 +8,16 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
 #include "checkpoint/huggingface_names.h"
-#include "data/utf8.h"
 #include "fsdp/clip_grad_norm.h"
-#include "fsdp/fully_shard.h"
 #include "nn/sampling.h"
 #include "trainer/build_model.h"
 #include "trainer/build_optimizer.h"
+#include "trainer/continuation.h"
+#include "trainer/device.h"
 #include "trainer/dtype.h"
 #include "trainer/export_run.h"
 
@@ -40,6 +39,43 @@ bool is_due(int64_t step, int64_t interval, int64_t last_step) {
   return interval > 0 && (step % interval == 0 || step == last_step);
 }
 
+// A run with checkpoints switched off starts anew, unless it is told where to begin.
+std::optional<std::filesystem::path> choose_checkpoint(const TrainConfig& config,
+                                                       const RunDirectory& run,
+                                                       comm::Communicator& world) {
+  const int64_t load_step = config.checkpoint.load_step;
+  return config.checkpoint.enable || load_step >= 0
+             ? find_checkpoint(run.checkpoints(), load_step, world)
+             : std::nullopt;
+}
+
+std::optional<data::ValidationLoader> make_validation_loader(
+    const TrainConfig& config, const std::shared_ptr<data::TokenDataset>& dataset,
+    int64_t global_batch_size) {
+  if (config.validation.interval == 0) {
+    return std::nullopt;
+  }
+  if (!dataset || dataset->num_tokens() < 2) {
+    throw ConfigError(
+        "validation.interval: expected 0, since data.validation_fraction holds no token out; raise "
+        "it or name data.validation");
+  }
+  return data::ValidationLoader(dataset, config.training.seq_len, global_batch_size);
+}
+
+std::vector<int64_t> make_prompt(const TrainConfig& config, const data::Tokenizer* tokenizer) {
+  if (config.generation.interval == 0) {
+    return {};
+  }
+  std::vector<int64_t> prompt = encode_prompt(*tokenizer, config.generation.prompt);
+  if (prompt.empty() || static_cast<int64_t>(prompt.size()) >= config.model.max_seq_len) {
+    throw ConfigError("generation.prompt: expected 1 to " +
+                      std::to_string(config.model.max_seq_len - 1) + " tokens, got " +
+                      std::to_string(prompt.size()));
+  }
+  return prompt;
+}
+
 }  // namespace
 
 Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingData data,
@@ -50,40 +86,50 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       device_(device),
       plan_(plan_ranks(config, world->size())),
       mesh_(world, static_cast<int>(plan_.replicate_degree), static_cast<int>(plan_.shard_degree)),
-      model_(build_model(config, mesh_, device)),
+      checkpoint_(choose_checkpoint(config, run, *world)),
+      model_(build_model(config, mesh_, device,
+                         checkpoint_ ? InitialValues::kFromCheckpoint : InitialValues::kFresh)),
       parameters_(fsdp::sharded_parameters(*model_)),
       optimizer_(build_optimizer(config, parameters_)),
       scheduler_(build_lr_scheduler(config)),
       loader_(data_.split.train, {config.training.seq_len, plan_.global_batch_size,
-                                  static_cast<uint64_t>(config.training.seed)}) {
-  if (const auto checkpoint =
-          find_checkpoint(run.checkpoints(), config.checkpoint.load_step, *world)) {
-    state_ = load_run(*checkpoint, parameters_, *optimizer_);
+                                  static_cast<uint64_t>(config.training.seed)}),
+      validation_loader_(
+          make_validation_loader(config, data_.split.validation, plan_.global_batch_size)),
+      prompt_(make_prompt(config, data_.tokenizer.get())) {
+  state_.global_batch_size = plan_.global_batch_size;
+  state_.train_tokens = data_.split.train->num_tokens();
+  if (checkpoint_) {
+    state_ = load_run(*checkpoint_, state_, parameters_, *optimizer_);
+    saved_step_ = state_.step;
   }
   if (is_first_rank()) {
     metrics_log_.emplace(run.metrics_file(), state_.step);
+    samples_log_.emplace(run.samples_file(), state_.step);
   }
 }
 
-void Trainer::train() {
+void Trainer::train(const StopSignal& stop_signal) {
   const int64_t last_step = config_.training.steps;
   if (is_first_rank() && state_.step < last_step) {
     progress_.emplace(state_.step + 1, last_step, config_.metrics.log_interval);
   }
   while (state_.step < last_step && !stopped_by_) {
     const StepMetrics metrics = train_step(state_.step + 1);
-    state_ = {metrics.step, metrics.tokens_seen};
-    if (progress_) {
-      metrics_log_->log_step(metrics);
+    state_.step = metrics.step;
+    state_.tokens_seen = metrics.tokens_seen;
+    if (is_first_rank()) {
+      metrics_log_->append(step_line(metrics));
       progress_->update(metrics);
     }
-    if (is_due(state_.step, config_.validation.interval, last_step)) {
-      validate(state_.step);
+    stopped_by_ = signal_of_any_rank(stop_signal);
+    if (!stopped_by_ && is_due(state_.step, config_.validation.interval, last_step)) {
+      validate();
     }
-    if (is_due(state_.step, config_.generation.interval, last_step)) {
-      write_sample(state_.step);
+    if (!stopped_by_ && is_due(state_.step, config_.generation.interval, last_step)) {
+      write_sample();
     }
-    if (any_rank_stopped() || is_due(state_.step, config_.checkpoint.interval, last_step)) {
+    if (stopped_by_ || is_due(state_.step, config_.checkpoint.interval, last_step)) {
       save();
     }
   }
@@ -98,8 +144,8 @@ StepMetrics Trainer::train_step(int64_t step) {
     throw std::runtime_error(
         "step " + std::to_string(step) + ": loss is " + std::to_string(loss) +
         " and the gradient norm is " + std::to_string(grad_norm) +
-        "; nothing of this step was applied. Lower optimizer.lr or resume from an "
-        "earlier checkpoint with checkpoint.load_step");
+        "; nothing of this step was applied. Lower optimizer.lr or go back with "
+        "checkpoint.load_step");
   }
   const double lr = config_.optimizer.lr * scheduler_.factor(step - 1);
   const double max_norm = config_.training.max_norm;
@@ -114,7 +160,7 @@ StepMetrics Trainer::train_step(int64_t step) {
   const int64_t tokens = plan_.global_batch_size * config_.training.seq_len;
   metrics.step_seconds = now_seconds() - started;
   metrics.tokens_per_second = static_cast<double>(tokens) / metrics.step_seconds;
-  metrics.peak_memory_bytes = peak_resident_bytes();
+  metrics.peak_memory_bytes = peak_memory_bytes(device_);
   metrics.tokens_seen = state_.tokens_seen + tokens;
   return metrics;
 }
@@ -145,69 +191,79 @@ double Trainer::accumulate_gradients(int64_t step) {
   return loss;
 }
 
-double Trainer::validate(int64_t step) {
+void Trainer::validate() {
   const at::NoGradGuard no_grad;
   const double started = now_seconds();
   const fsdp::GatheredParameters gathered(*model_);
-  const int64_t batch_size = config_.validation.local_batch_size;
-  const int64_t world_size = mesh_.world().size();
-  const data::ValidationLoader loader(data_.split.validation, config_.training.seq_len,
-                                      world_size * batch_size);
+  // Batches are those of the whole world, of which a rank takes its part: what is scored does not
+  // depend on the number of ranks.
+  const int64_t per_rank = plan_.global_batch_size / mesh_.world().size();
+  const int64_t batch_size = std::min(per_rank, config_.validation.local_batch_size);
   const int64_t max_batches = config_.validation.max_batches;
-  const int64_t num_batches =
-      max_batches > 0 ? std::min(max_batches, loader.num_batches()) : loader.num_batches();
+  const int64_t num_batches = max_batches > 0
+                                  ? std::min(max_batches, validation_loader_->num_batches())
+                                  : validation_loader_->num_batches();
   double loss_sum = 0;
   double num_valid = 0;
   for (int64_t i = 0; i < num_batches; ++i) {
-    data::Batch batch = loader.batch(i, mesh_.world().rank() * batch_size, batch_size);
-    loss_sum += model_
-                    ->loss_sum(to_tensor(batch.inputs, batch, device_),
-                               to_tensor(batch.targets, batch, device_))
-                    .item<double>();
-    num_valid += static_cast<double>(batch.num_valid_tokens);
+    for (int64_t done = 0; done < per_rank; done += batch_size) {
+      data::Batch batch = validation_loader_->batch(i, mesh_.world().rank() * per_rank + done,
+                                                    std::min(batch_size, per_rank - done));
+      loss_sum += model_
+                      ->loss_sum(to_tensor(batch.inputs, batch, device_),
+                                 to_tensor(batch.targets, batch, device_))
+                      .item<double>();
+      num_valid += static_cast<double>(batch.num_valid_tokens);
+    }
   }
   const double tokens = sum_over_ranks(num_valid);
   const double loss = sum_over_ranks(loss_sum) / tokens;
-  if (progress_) {
+  if (is_first_rank()) {
     const double seconds = now_seconds() - started;
-    metrics_log_->log_validation(step, loss, static_cast<int64_t>(tokens), seconds);
+    metrics_log_->append(validation_line(state_.step, loss, static_cast<int64_t>(tokens), seconds));
     char text[96];
-    std::snprintf(text, sizeof text, "step %ld  validation_loss %.4f  (%.0f tokens, %.1f s)", step,
-                  loss, tokens, seconds);
+    std::snprintf(text, sizeof text, "step %ld  validation_loss %.4f  (%.0f tokens, %.1f s)",
+                  state_.step, loss, tokens, seconds);
     progress_->message(text);
   }
-  return loss;
 }
 
-void Trainer::write_sample(int64_t step) {
+void Trainer::write_sample() {
   // Every rank generates: gathering is collective, and the same seed gives the same text.
   const fsdp::GatheredParameters gathered(*model_);
-  const std::vector<int32_t> prompt = data_.tokenizer->encode(config_.generation.prompt);
   nn::SamplingOptions options;
   options.max_new_tokens = config_.generation.max_new_tokens;
   options.temperature = config_.generation.temperature;
   options.top_p = config_.generation.top_p;
   options.seed = static_cast<uint64_t>(config_.training.seed);
-  const std::vector<int64_t> ids(prompt.begin(), prompt.end());
-  const std::vector<int64_t> generated = nn::generate(*model_, ids, options);
-  if (progress_) {
-    // Bytes that a byte-level model puts together wrongly are no text: show them as U+FFFD.
-    const std::string text = data::replace_invalid_utf8(
-        data_.tokenizer->decode(std::vector<int32_t>(generated.begin(), generated.end())));
-    std::ofstream(run_.samples_file(), std::ios::app)
-        << nlohmann::ordered_json{{"step", step},
-                                  {"prompt", config_.generation.prompt},
-                                  {"text", text}}
-        << '\n';
-    progress_->message("step " + std::to_string(step) + "  sample: " + config_.generation.prompt +
-                       text);
+  Continuation continuation(*data_.tokenizer, prompt_);
+  nn::generate(*model_, prompt_, options, [&](int64_t token) { continuation.add(token); });
+  if (is_first_rank()) {
+    const std::string text = continuation.finish();
+    samples_log_->append(nlohmann::ordered_json{
+        {"step", state_.step},
+        {"prompt", config_.generation.prompt},
+        {"text", text}}.dump());
+    progress_->message("step " + std::to_string(state_.step) +
+                       "  sample: " + config_.generation.prompt + text);
   }
 }
 
 void Trainer::save() {
-  if (config_.checkpoint.enable) {
+  if (!config_.checkpoint.enable) {
+    return;
+  }
+  try {
     save_run(run_.checkpoints(), state_, parameters_, *optimizer_, config_.checkpoint.keep_latest_k,
              mesh_.world());
+    saved_step_ = state_.step;
+  } catch (const comm::CommunicatorAborted&) {
+    throw;
+  } catch (const std::runtime_error& error) {  // the disk; every rank gets it
+    if (is_first_rank()) {
+      progress_->message("step " + std::to_string(state_.step) + "  no checkpoint: " +
+                         error.what() + "; training goes on, older checkpoints stand");
+    }
   }
 }
 
@@ -221,7 +277,7 @@ void Trainer::export_huggingface() {
     throw std::logic_error("no parameter " + name);
   };
   if (is_first_rank()) {
-    export_huggingface_directory(run_.huggingface(), config_.model, data_.tokenizer.get(),
+    export_huggingface_directory(run_, config_.model, data_.tokenizer.get(), run_.huggingface(),
                                  parse_dtype(config_.export_.dtype), full_parameter);
     std::fprintf(stderr, "exported %s\n", run_.huggingface().c_str());
     return;
@@ -232,13 +288,12 @@ void Trainer::export_huggingface() {
   }
 }
 
-bool Trainer::any_rank_stopped() {
-  const std::optional<std::string> received = stop_signal_.received();
+std::optional<std::string> Trainer::signal_of_any_rank(const StopSignal& stop_signal) {
+  const std::optional<std::string> received = stop_signal.received();
   if (sum_over_ranks(received ? 1.0 : 0.0) == 0.0) {
-    return false;
+    return std::nullopt;
   }
-  stopped_by_ = received.value_or("a signal to another rank");
-  return true;
+  return received.value_or("a signal to another rank");
 }
 
 double Trainer::sum_over_ranks(double value) {

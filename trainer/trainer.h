@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,7 +16,9 @@
 #include "optim/optimizer.h"
 #include "trainer/config.h"
 #include "trainer/config_check.h"
+#include "trainer/json_lines.h"
 #include "trainer/metrics.h"
+#include "trainer/progress_line.h"
 #include "trainer/run_checkpoint.h"
 #include "trainer/run_directory.h"
 #include "trainer/stop_signal.h"
@@ -27,16 +30,19 @@ namespace narrowgauge::trainer {
 // Every rank of the mesh constructs one from the same configuration and calls the same methods.
 class Trainer {
  public:
-  // `config.model` is complete. Loads the newest checkpoint of `run` if it has one.
+  // Builds the run where its newest checkpoint left it, or anew. `config.model` is complete. Throws
+  // ConfigError for whatever would stop the run later and can be known now.
   Trainer(const TrainConfig& config, const RunDirectory& run, TrainingData data,
           std::shared_ptr<comm::Communicator> world, at::Device device);
 
   // Trains up to training.steps, with validation, samples and checkpoints as configured. Returns
-  // early, with a checkpoint written, if any rank received a stop signal; then stopped_by() names
-  // it.
-  void train();
+  // early, after the step at hand, if any rank received a stop signal; stopped_by() names it then.
+  void train(const StopSignal& stop_signal);
 
   std::optional<std::string> stopped_by() const { return stopped_by_; }
+
+  // Whether a checkpoint holds the step the run stands at.
+  bool is_saved() const { return saved_step_ == state_.step; }
 
   // The trained model as <run>/hf, a Hugging Face directory.
   void export_huggingface();
@@ -47,11 +53,12 @@ class Trainer {
   // the sharded parameters. Returns this rank's sum of losses divided by the global number of valid
   // tokens.
   double accumulate_gradients(int64_t step);
-  double validate(int64_t step);
-  void write_sample(int64_t step);
+  void validate();
+  void write_sample();
+  // A checkpoint that cannot be written costs a line on standard error, not the run.
   void save();
-  // Notes the first stop signal that any rank received; the same answer on every rank.
-  bool any_rank_stopped();
+  // What stopped a rank, the same answer on every rank.
+  std::optional<std::string> signal_of_any_rank(const StopSignal& stop_signal);
   // The same bits on every rank.
   double sum_over_ranks(double value);
   bool is_first_rank() const { return mesh_.world().rank() == 0; }
@@ -62,15 +69,20 @@ class Trainer {
   at::Device device_;
   RankPlan plan_;
   comm::DeviceMesh mesh_;
+  std::optional<std::filesystem::path> checkpoint_;  // where the run goes on from
   std::shared_ptr<nn::Transformer> model_;
   std::vector<fsdp::ShardedParameter> parameters_;
   std::unique_ptr<optim::Optimizer> optimizer_;
   optim::LrScheduler scheduler_;
   data::DataLoader loader_;
+  std::optional<data::ValidationLoader> validation_loader_;  // if validation is on
+  std::vector<int64_t> prompt_;                              // of samples; empty if they are off
   RunState state_;
-  std::optional<MetricsLog> metrics_log_;  // rank 0
-  std::optional<ProgressLine> progress_;   // rank 0, while training
-  StopSignal stop_signal_;
+  int64_t saved_step_ = -1;
+  // The first rank's alone:
+  std::optional<JsonLines> metrics_log_;
+  std::optional<JsonLines> samples_log_;
+  std::optional<ProgressLine> progress_;  // while training
   std::optional<std::string> stopped_by_;
 };
 

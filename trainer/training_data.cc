@@ -1,5 +1,7 @@
 #include "trainer/training_data.h"
 
+#include <stdexcept>
+#include <string>
 #include <string_view>
 
 #include "trainer/run_tokenizer.h"
@@ -39,7 +41,11 @@ TrainingData open_training_data(TrainConfig& config, const RunDirectory& run,
     if (config.model.vocab_size == 0) {
       config.model.vocab_size = data.tokenizer->vocab_size();
     }
-    data::check_vocab_size(config.model.vocab_size, *data.tokenizer);
+    try {
+      data::check_vocab_size(config.model.vocab_size, *data.tokenizer);
+    } catch (const std::invalid_argument& error) {
+      throw ConfigError(std::string("model.vocab_size: ") + error.what());
+    }
   }
   StageProgress progress;
   if (is_first_rank) {

@@ -35,12 +35,12 @@ metrics:      {log_interval: 5}
 WORDS = "the cat sat on a mat and saw the dog run to the red house by the sea where it slept".split()
 
 
-def start(arguments, ranks=1, **kwargs):
+def start(arguments, ranks=1, program=NARROWGAUGE):
     launcher = [] if ranks == 1 else ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
     environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                        OMPI_MCA_btl_vader_single_copy_mechanism="none")
-    return subprocess.Popen([*launcher, NARROWGAUGE, *map(str, arguments)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=environment, **kwargs)
+    return subprocess.Popen([*launcher, program, *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def run(arguments, ranks=1):
@@ -95,8 +95,7 @@ class TrainRun(unittest.TestCase):
         self.assertLess(validation[-1]["validation_loss"], validation[0]["validation_loss"])
         self.assertEqual(len(json_lines(self.folder / "run/samples.jsonl")), 6)
 
-        status, output, errors = run(["eval", "--model", self.folder / "run", "--tokenizer", "bytes", "--tasks",
-                                      "perplexity", "--data", self.text, "--seq-len", "16", "--json"])
+        status, output, errors = run(["eval", "--model", self.folder / "run", "--tasks", "perplexity", "--data", self.text, "--seq-len", "16", "--json"])
         self.assertEqual(status, 0, errors)
         scored = json.loads(output)
         model = AutoModelForCausalLM.from_pretrained(self.folder / "run/hf").eval()
@@ -113,7 +112,7 @@ class TrainRun(unittest.TestCase):
 
     def test_generation_repeats_with_its_seed(self):
         self.assertEqual(self.train()[0], 0)
-        command = ["generate", "--model", self.folder / "run", "--tokenizer", "bytes", "--prompt", "the ",
+        command = ["generate", "--model", self.folder / "run", "--prompt", "the ",
                    "--max-new-tokens", "12", "--json"]
         first, second, other = (json.loads(run([*command, "--seed", str(seed)])[1]) for seed in (1, 1, 2))
         self.assertEqual(first["tokens"], second["tokens"])
@@ -200,25 +199,30 @@ class TrainRun(unittest.TestCase):
         self.assertEqual((self.folder / "run/metrics.jsonl").read_text(), before)
 
     def test_bad_input_is_named(self):
-        self.assert_fails("missing.txt", config=self.write_config("bad", "missing.txt"))
-        empty = self.folder / "empty.txt"
+        self.assert_fails("missing.txt: expected a file", config=self.write_config("no-file", "missing.txt"))
+        empty = self.folder / "nothing.txt"
         empty.touch()
-        self.assert_fails("empty", config=self.write_config("bad", empty))
+        self.assert_fails("empty", config=self.write_config("no-text", empty))
         latin1 = self.folder / "latin1.txt"
         latin1.write_bytes(b"x" * 1000 + b"\xe9" + b"y" * 1000)
-        self.assert_fails("1000", "tokenizer.kind=huggingface", "tokenizer.train_vocab_size=300",
-                          config=self.write_config("bad", latin1))
+        self.assert_fails("byte offset 1000", "tokenizer.kind=huggingface", "tokenizer.train_vocab_size=300",
+                          config=self.write_config("not-utf8", latin1))
         short = self.folder / "short.txt"
         short.write_text("a" * 60)
-        self.assert_fails("8", config=self.write_config("bad", short))
+        self.assert_fails("global batch of 8", config=self.write_config("too-short", short))
         ids = self.folder / "ids.bin"
         ids.write_bytes(struct.pack("<4H", 1, 2, 3, 500) * 500)
-        self.assert_fails("500", "tokenizer.kind=none", "model.vocab_size=256", "generation.interval=0", config=self.write_config("bad", ids))
-        self.assert_fails("256", "model.vocab_size=100", config=self.write_config("vocabulary"))
+        self.assert_fails("500 at token 3", "tokenizer.kind=none", "model.vocab_size=256", "generation.interval=0",
+                          config=self.write_config("large-ids", ids))
+        self.assert_fails("model.vocab_size", "model.vocab_size=100", config=self.write_config("few-ids"), code=2)
         imported = self.write_config("imported")
         imported.write_text("".join(line for line in imported.read_text().splitlines(True) if "model:" not in line))
-        self.assert_fails("mamba", f"model.initial_load_path={self.make_model('mamba')}", config=imported)
-        self.assert_fails("world", "parallelism.data_parallel_shard_degree=3")
+        self.assert_fails("'mamba'", f"model.initial_load_path={self.make_model('mamba')}", config=imported, code=1)
+        self.assert_fails("data_parallel_shard_degree (3)", "parallelism.data_parallel_shard_degree=3", code=2)
+        self.assert_fails("generation.prompt: expected 1 to 63 tokens, got 0", "generation.prompt=",
+                          config=self.write_config("no-prompt"), code=2)
+        self.assert_fails("validation.interval: expected 0", "data.validation_fraction=0.00001",
+                          config=self.write_config("no-validation"), code=2)
 
     def make_model(self, model_type):
         folder = self.folder / model_type
@@ -226,13 +230,77 @@ class TrainRun(unittest.TestCase):
         (folder / "config.json").write_text(json.dumps(dict(model_type=model_type, architectures=["Other"])))
         return folder
 
+    def test_changed_data_or_batch_is_refused_on_resume(self):
+        self.assertEqual(self.train("training.steps=10")[0], 0)
+        self.assert_fails("training.global_batch_size: the run has had 8 windows a step so far, got 16",
+                          "training.global_batch_size=16", code=2)
+        self.text.write_text(self.text.read_text() * 2)
+        self.assert_fails("data.train: the run has had", code=2)
+
+    def test_fine_tuned_run_outlives_its_base_and_keeps_its_end_tokens(self):
+        self.assertEqual(self.train()[0], 0)
+        base = self.folder / "base"
+        (self.folder / "run/hf").rename(base)
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | dict(eos_token_id=[1, 2], bos_token_id=3)))
+        tuned = self.write_config("tuned")
+        lines = [line for line in tuned.read_text().splitlines(True) if not line.startswith("model:")]
+        tuned.write_text(f"model: {{initial_load_path: {base}}}\n" + "".join(lines))
+        status, _, errors = self.train(config=tuned)
+        self.assertEqual(status, 0, errors)
+        self.assertLess(step_lines(self.folder / "tuned")[0]["loss"], 4.5)  # it begins where the base ended
+        base.rename(self.folder / "gone")
+        self.assertEqual(self.train("training.steps=22", config=tuned)[0], 0)
+        self.assertEqual(run(["export", self.folder / "tuned", "--output", self.folder / "tuned-hf"])[0], 0)
+        exported = json.loads((self.folder / "tuned-hf/config.json").read_text())
+        self.assertEqual((exported["bos_token_id"], exported["eos_token_id"]), (3, [1, 2]))
+
+    def test_full_disk_costs_a_checkpoint_and_not_the_run(self):
+        # No file of the run may grow beyond what the metrics need.
+        script = f"ulimit -f 60; trap '' XFSZ; exec {NARROWGAUGE} train {self.config} export.enable=false"
+        process = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+        self.assertEqual(process.returncode, 1, process.stderr)
+        self.assertIn("no checkpoint", process.stderr)
+        self.assertEqual([line["step"] for line in step_lines(self.folder / "run")], list(range(1, 21)))
+        self.assertEqual(self.train()[0], 0)
+
+    def test_signal_without_checkpoints_is_a_failure(self):
+        process = start(["train", self.config, "checkpoint.enable=false", "training.steps=100000"])
+        while not (self.folder / "run/metrics.jsonl").exists() or len(step_lines(self.folder / "run")) < 3:
+            self.assertIsNone(process.poll(), "the run ended before the signal")
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1)
+        self.assertIn("stopped by SIGTERM", errors)
+
+    def test_validation_loss_does_not_depend_on_ranks(self):
+        losses = []
+        for ranks in (1, 2, 4):
+            config = self.write_config(f"validated{ranks}")
+            status, _, errors = self.train("validation.max_batches=2", "training.steps=10", config=config, ranks=ranks)
+            self.assertEqual(status, 0, errors)
+            losses += [line["validation_loss"] for line in json_lines(self.folder / f"validated{ranks}/metrics.jsonl")
+                       if "validation_loss" in line]
+        self.assertEqual(len(losses), 3)
+        for loss in losses[1:]:
+            self.assertAlmostEqual(loss / losses[0], 1.0, delta=1e-5)
+
     def test_one_failing_rank_ends_all_with_its_cause(self):
-        config = self.write_config("failing")
+        # Rank 1 alone cannot read the configuration.
+        wrapper = self.folder / "rank.sh"
+        wrapper.write_text(f"""#!/bin/bash
+config={self.config}
+[ "$OMPI_COMM_WORLD_RANK" = 1 ] && config=/nowhere/missing.yaml
+exec {NARROWGAUGE} train $config
+""")
+        wrapper.chmod(0o755)
         started = time.monotonic()
-        status, _, errors = self.train("training.local_batch_size=3", config=config, ranks=2)
-        self.assertNotEqual(status, 0)
+        process = start([], ranks=2, program=wrapper)
+        _, errors = process.communicate(timeout=60)
+        self.assertNotEqual(process.returncode, 0)
         self.assertLess(time.monotonic() - started, 30)
-        self.assertEqual(errors.count("training.global_batch_size"), 1, errors)
+        self.assertEqual(errors.count("/nowhere/missing.yaml"), 1, errors)
 
 
 if __name__ == "__main__":

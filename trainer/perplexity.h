@@ -10,15 +10,16 @@
 
 namespace narrowgauge::trainer {
 
-// A text to score: its tokens and how much text they stand for.
+// A text to score: its tokens, the first of which is context only, and how much text the others
+// stand for.
 struct ScoredDocument {
   std::vector<int64_t> tokens;
   int64_t num_bytes = 0;  // 0 for data that are token ids
   int64_t num_words = 0;  // separated by white space
 };
 
-// Negative log-likelihood of documents. A document's first token is context only, every other one is
-// predicted once.
+// Negative log-likelihood of documents. A document's first token is context only, every other one
+// is predicted once.
 struct Perplexity {
   double loss_sum = 0;  // nats
   int64_t num_tokens = 0;
@@ -27,15 +28,15 @@ struct Perplexity {
 
   double loss() const { return loss_sum / static_cast<double>(num_tokens); }
   double per_token() const;
-  // exp of the loss sum per byte and per word, the figures that do not depend on the tokenizer. Nothing
-  // where the text is unknown.
+  // exp of the loss sum per byte and per word, the figures that do not depend on the tokenizer.
+  // Nothing where the text is unknown.
   std::optional<double> per_byte() const;
   std::optional<double> per_word() const;
 };
 
-// Scores `documents` in windows of seq_len tokens that do not overlap: a token sees at most the seq_len - 1
-// tokens before it in its own document. Up to batch_size windows run together. `progress` gets the
-// fraction done. The model runs without gradients.
+// Scores `documents` in windows of seq_len tokens that do not overlap: a token sees at most the
+// seq_len tokens before it in its own document. Up to batch_size windows run together. `progress`
+// gets the fraction done. The model runs without gradients.
 Perplexity evaluate_perplexity(nn::Transformer& model, const std::vector<ScoredDocument>& documents,
                                int64_t seq_len, int64_t batch_size,
                                const std::function<void(double)>& progress);

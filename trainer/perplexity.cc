@@ -1,4 +1,4 @@
-#include "trainer/evaluate.h"
+#include "trainer/perplexity.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
@@ -70,8 +70,10 @@ Perplexity evaluate_perplexity(nn::Transformer& model, const std::vector<ScoredD
     progress(static_cast<double>(begin + batch.size()) / static_cast<double>(windows.size()));
   }
   for (const ScoredDocument& document : documents) {
-    result.num_bytes += document.num_bytes;
-    result.num_words += document.num_words;
+    if (document.tokens.size() > 1) {
+      result.num_bytes += document.num_bytes;
+      result.num_words += document.num_words;
+    }
   }
   return result;
 }

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "trainer/metrics.h"
+
+namespace narrowgauge::trainer {
+
+// Progress on standard error: one line rewritten in place on a terminal, a plain line every few
+// seconds elsewhere.
+class ProgressLine {
+ public:
+  // `total_steps` is the last step's number. REQUIRES: first_step <= total_steps.
+  ProgressLine(int64_t first_step, int64_t total_steps, int64_t log_interval);
+  ~ProgressLine();
+
+  void update(const StepMetrics& metrics);
+
+  // Prints `text` on a line of its own without disturbing the progress line.
+  void message(const std::string& text);
+
+ private:
+  bool is_terminal_;
+  bool line_open_ = false;
+  int64_t first_step_;
+  int64_t total_steps_;
+  int64_t log_interval_;
+  double last_line_seconds_;
+  double step_seconds_average_ = 0;
+};
+
+}  // namespace narrowgauge::trainer
