@@ -6,9 +6,9 @@
 # The environment is kept in ${NARROWGAUGE_CACHE:-~/.cache/narrowgauge}, named by the lock file's hash, so a
 # second checkout reuses it. Running this again does nothing and takes milliseconds.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
-cache=${NARROWGAUGE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/narrowgauge}
+cache=${NARROWGAUGE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/narrowgauge}
 lock_hash=$(sha256sum third_party/requirements.lock | cut -c1-12)
 environment="$cache/python-$lock_hash"
 say() { printf '[setup] %s\n' "$*" >&2; }
@@ -18,6 +18,29 @@ missing_packages() {
   grep -v '^#' third_party/apt-packages.txt | while read -r package; do
     dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || printf '%s ' "$package"
   done
+}
+
+# Says every five seconds what COMMAND ... prints, while the process that runs this script lives: pip and apt-get are
+# silent for minutes. The lock is closed, so that a killed set-up leaves no holder of it behind.
+progress_pid=""
+start_progress() {
+  while sleep 5 && kill -0 $$ 2>/dev/null; do say "      $("$@" 2>/dev/null)"; done 9>&- &
+  progress_pid=$!
+}
+stop_progress() {
+  [ -z "$progress_pid" ] || kill "$progress_pid" 2>/dev/null || :
+  progress_pid=""
+}
+trap stop_progress EXIT
+
+apt_progress() {
+  awk '/^Get:/ {got++} /^Unpacking / {unpacked++} /^Setting up / {ready++}
+       END {printf "packages downloaded: %d, unpacked: %d, set up: %d", got, unpacked, ready}' "$cache/apt.log"
+}
+
+folder_progress() {
+  local folder=$1 expected_mb=$2
+  printf '%s of about %s MB' "$(du -sm "$folder" | cut -f1)" "$expected_mb"
 }
 
 install_packages() {
@@ -32,32 +55,30 @@ install_packages() {
     fi
   fi
   say "1/3 installing packages: $missing"
-  $as_root apt-get update -qq
+  # Variables go through env, since sudo drops the caller's. No question may be asked: nobody would see it.
+  # shellcheck disable=SC2086  # the words are meant to split
+  apt_get() {
+    $as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a LC_ALL=C \
+      apt-get -q -o DPkg::Lock::Timeout=300 "$@" </dev/null >>"$cache/apt.log" 2>&1 9>&-
+  }
+  : >"$cache/apt.log"
+  start_progress apt_progress
+  apt_get update || say "apt-get update failed; trying with the package lists as they are"
   # shellcheck disable=SC2086  # the list is meant to split
-  DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >"$cache/apt.log" 2>&1 ||
+  apt_get install -y --no-install-recommends $missing ||
     { tail -20 "$cache/apt.log" >&2; say "apt-get failed; the whole log is $cache/apt.log"; exit 1; }
-}
-
-# Prints the growing size of a folder every five seconds until it is killed: pip itself is silent for minutes.
-show_growth() {
-  local folder=$1 expected_mb=$2
-  while sleep 5; do
-    say "      $(du -sm "$folder" 2>/dev/null | cut -f1) of about $expected_mb MB"
-  done
+  stop_progress
 }
 
 make_environment() {
   local building="$environment.building.$$"
   rm -rf "$environment".building.*
-  python3 -m venv "$building"
+  python3 -m venv "$building" 9>&-
   say "2/3 installing the pinned Python wheels (5 GB, one to five minutes)"
-  show_growth "$building" 5300 &
-  local progress=$!
-  trap 'kill $progress 2>/dev/null || :' EXIT
+  start_progress folder_progress "$building" 5300
   "$building/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-    -r third_party/requirements.lock >&2
-  kill $progress
-  trap - EXIT
+    -r third_party/requirements.lock </dev/null >&2 9>&-
+  stop_progress
   # The folder appears under its final name only when complete, so an interrupted set-up is never half used.
   mv "$building" "$environment"
 }
