@@ -191,34 +191,6 @@ void MergeTrainer::push_new_candidates() {
   new_words_.clear();
 }
 
-void check_options(const BpeTrainerOptions& options) {
-  if (options.pre_tokenizer != "llama3" && options.pre_tokenizer != "gpt2") {
-    throw std::invalid_argument("expected pre_tokenizer llama3 or gpt2, got '" +
-                                options.pre_tokenizer + "'");
-  }
-  std::set<std::string> seen;
-  for (const std::string& token : options.special_tokens) {
-    if (token.empty() || !seen.insert(token).second ||
-        find_invalid_utf8(token) != std::string_view::npos) {
-      throw std::invalid_argument("expected special tokens that differ and are not empty, got '" +
-                                  token + "'");
-    }
-    const auto bytes = from_byte_alphabet(token);
-    if (bytes && bytes->size() == 1) {
-      throw std::invalid_argument("expected special tokens beside the 256 bytes, got '" + token +
-                                  "', which is one of them");
-    }
-  }
-  const auto minimum = static_cast<int64_t>(256 + options.special_tokens.size());
-  constexpr int64_t kMaximum = int64_t{1} << 24;
-  if (options.vocab_size < minimum || options.vocab_size > kMaximum) {
-    throw std::invalid_argument("expected vocab_size from " + std::to_string(minimum) +
-                                " (256 bytes and the special tokens) to " +
-                                std::to_string(kMaximum) + ", got " +
-                                std::to_string(options.vocab_size));
-  }
-}
-
 ordered_json pre_tokenizer_json(const BpeTrainerOptions& options) {
   const bool is_gpt2 = options.pre_tokenizer == "gpt2";
   const ordered_json byte_level = {{"type", "ByteLevel"},
@@ -291,9 +263,37 @@ std::string tokenizer_json(const MergeTrainer& trainer, const BpeTrainerOptions&
 
 }  // namespace
 
+void check_bpe_options(const BpeTrainerOptions& options) {
+  if (options.pre_tokenizer != "llama3" && options.pre_tokenizer != "gpt2") {
+    throw std::invalid_argument("expected pre_tokenizer llama3 or gpt2, got '" +
+                                options.pre_tokenizer + "'");
+  }
+  std::set<std::string> seen;
+  for (const std::string& token : options.special_tokens) {
+    if (token.empty() || !seen.insert(token).second ||
+        find_invalid_utf8(token) != std::string_view::npos) {
+      throw std::invalid_argument("expected special tokens that differ and are not empty, got '" +
+                                  token + "'");
+    }
+    const auto bytes = from_byte_alphabet(token);
+    if (bytes && bytes->size() == 1) {
+      throw std::invalid_argument("expected special tokens beside the 256 bytes, got '" + token +
+                                  "', which is one of them");
+    }
+  }
+  const auto minimum = static_cast<int64_t>(256 + options.special_tokens.size());
+  constexpr int64_t kMaximum = int64_t{1} << 24;
+  if (options.vocab_size < minimum || options.vocab_size > kMaximum) {
+    throw std::invalid_argument("expected vocab_size from " + std::to_string(minimum) +
+                                " (256 bytes and the special tokens) to " +
+                                std::to_string(kMaximum) + ", got " +
+                                std::to_string(options.vocab_size));
+  }
+}
+
 std::string train_bpe(std::span<const std::string_view> documents,
                       const BpeTrainerOptions& options) {
-  check_options(options);
+  check_bpe_options(options);
   for (size_t i = 0; i < documents.size(); ++i) {
     const size_t offset = find_invalid_utf8(documents[i]);
     if (offset != std::string_view::npos) {

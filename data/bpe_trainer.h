@@ -19,12 +19,18 @@ struct BpeTrainerOptions {
   std::function<void(double fraction, std::string_view stage)> progress = nullptr;
 };
 
+// A byte-level BPE learns nothing more from text beyond this; see read_documents in text_source.h.
+inline constexpr uint64_t kEnoughTrainingBytes = 256 << 20;
+
+// Throws std::invalid_argument for options that make no sense.
+void check_bpe_options(const BpeTrainerOptions& options);
+
 // Trains a byte-level BPE and returns the text of its tokenizer.json. The result is a function of
 // the documents and the options alone, whatever the threads, and equals that of Hugging Face's
 // BpeTrainer with the byte alphabet: of the most frequent pairs, the one of smallest ids (left,
 // then right) merges first. It has fewer than vocab_size entries when the text runs out of pairs.
 //
-// Throws std::invalid_argument for options that make no sense, for documents without a word and,
+// Throws std::invalid_argument as check_bpe_options does, for documents without a word and,
 // with the document's index, for text that is not UTF-8.
 std::string train_bpe(std::span<const std::string_view> documents,
                       const BpeTrainerOptions& options);

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "data/bpe_tokenizer.h"
+#include "data/json_field.h"
 #include "data/tokenizer_files.h"
 #include "data/tokenizer_json.h"
 
@@ -38,7 +39,8 @@ std::optional<int32_t> configured_id(const json& config, const char* key,
   if (found == config.end() || found->is_null()) {
     return std::nullopt;
   }
-  const auto content = (found->is_object() ? found->at("content") : *found).get<std::string>();
+  const std::string content =
+      found->is_object() ? json_string(*found, "content") : json_string(config, key);
   for (const AddedToken& token : added) {
     if (token.content == content) {
       return token.id;
@@ -92,9 +94,10 @@ void require_known(const DocumentTemplate& enclosing, const std::vector<AddedTok
 }
 
 BpeTokenizerParts assemble(const json& document) {
+  require_json_object(document, "a tokenizer");
   const auto component = [&](const char* key) { return document.value(key, json()); };
   PreTokenizerPart pre_tokenizer = parse_pre_tokenizer(component("pre_tokenizer"));
-  BpeModel model(parse_bpe_model(document.at("model"), pre_tokenizer.byte_level));
+  BpeModel model(parse_bpe_model(json_field(document, "model"), pre_tokenizer.byte_level));
   std::vector<AddedToken> added = parse_added_tokens(component("added_tokens"), model);
   DocumentTemplate enclosing = parse_post_processor(component("post_processor"));
   require_known(enclosing, added, model);
@@ -126,6 +129,7 @@ std::unique_ptr<Tokenizer> load_huggingface_tokenizer(const std::string& path) {
       current = config_file;
       contents.push_back(read_tokenizer_file(config_file.string()));
       config = parse_json(contents.back());
+      require_json_object(config, "the tokenizer's configuration");
       parts.files.push_back({config_file.string(), "tokenizer_config.json"});
     }
     declare_ends(config, parts);

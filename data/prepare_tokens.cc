@@ -52,8 +52,9 @@ class FileLock {
  private:
   static void require(bool ok, const std::string& path) {
     if (ok) return;
-    throw std::runtime_error("cannot lock '" + path + "': " + std::strerror(errno) +
-                             "; set data.cache_dir to a directory that can be written");
+    throw std::runtime_error(
+        "cannot lock '" + path + "': " + std::strerror(errno) +
+        "; set data.cache_dir (--cache-dir) to a directory that can be written");
   }
 
   int descriptor_;
@@ -142,7 +143,7 @@ std::string default_cache_dir() {
   if (home == nullptr || *home == '\0') {
     throw std::runtime_error(
         "expected HOME or NARROWGAUGE_CACHE to say where caches go, got neither; set "
-        "data.cache_dir");
+        "data.cache_dir (--cache-dir)");
   }
   return (fs::path(home) / ".cache" / "narrowgauge" / "tokens").string();
 }
@@ -155,8 +156,8 @@ std::shared_ptr<const TokenCache> prepare_tokens(const std::vector<SourceFile>& 
   std::error_code error;
   fs::create_directories(directory, error);
   if (error) {
-    throw std::runtime_error("cannot create the directory '" + directory +
-                             "' for token caches: " + error.message() + "; set data.cache_dir");
+    throw std::runtime_error("cannot create the directory '" + directory + "' for token caches: " +
+                             error.message() + "; set data.cache_dir (--cache-dir)");
   }
   const CacheFingerprint fingerprint = fingerprint_of(files, tokenizer, options.text);
   const std::string path = (fs::path(directory) / file_name_of(fingerprint)).string();

@@ -37,11 +37,11 @@ void make_utf8(Record& record, bool replace) {
   }
   constexpr std::string_view kDigits = "0123456789abcdef";
   const auto byte = static_cast<unsigned char>(record.bytes[bad]);
-  throw std::runtime_error(record.path + ": expected UTF-8, got byte 0x" + kDigits[byte >> 4] +
-                           kDigits[byte & 15] + " at byte offset " +
-                           std::to_string(record.offset + bad) +
-                           (record.line > 0 ? " (line " + std::to_string(record.line) + ")" : "") +
-                           "; convert the file, or set data.invalid_utf8 to replace");
+  throw std::runtime_error(
+      record.path + ": expected UTF-8, got byte 0x" + kDigits[byte >> 4] + kDigits[byte & 15] +
+      " at byte offset " + std::to_string(record.offset + bad) +
+      (record.line > 0 ? " (line " + std::to_string(record.line) + ")" : "") +
+      "; convert the file, or set data.invalid_utf8 (--invalid-utf8) to replace");
 }
 
 // nlohmann writes "[json.exception.parse_error.101] parse error at line 1, column 7: reason".
@@ -70,12 +70,12 @@ std::string text_of_line(const Record& record, const std::string& field) {
     throw std::runtime_error(place(record, 1) + ": expected the field '" + field +
                              "', got an object with " +
                              (fields.empty() ? "no field" : "'" + fields + "'") +
-                             "; set data.text_field to the field that holds the text");
+                             "; set data.text_field (--field) to the field that holds the text");
   }
   if (!found->is_string()) {
     throw std::runtime_error(place(record, 1) + ": expected a string in the field '" + field +
                              "', got " + found->type_name() +
-                             "; set data.text_field to the field that holds the text");
+                             "; set data.text_field (--field) to the field that holds the text");
   }
   return std::move(found->get_ref<std::string&>());
 }

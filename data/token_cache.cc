@@ -154,9 +154,9 @@ TokenCacheWriter::TokenCacheWriter(std::string path, const CacheFingerprint& fin
       file_(std::fopen(temporary_path_.c_str(), "wbe")),
       hashes_(std::make_unique<Hashes>()) {
   if (file_ == nullptr) {
-    throw std::runtime_error("cannot create the token cache '" + temporary_path_ +
-                             "': " + std::strerror(errno) +
-                             "; set data.cache_dir to a directory that can be written");
+    throw std::runtime_error(
+        "cannot create the token cache '" + temporary_path_ + "': " + std::strerror(errno) +
+        "; set data.cache_dir (--cache-dir) to a directory that can be written");
   }
   const TokenCache::Header blank{};  // finish fills it in
   write(&blank, sizeof blank);
@@ -232,9 +232,10 @@ void TokenCacheWriter::finish() {
 
 void TokenCacheWriter::write(const void* bytes, size_t size) {
   if (size > 0 && std::fwrite(bytes, 1, size, file_) != size) {
-    throw std::runtime_error("cannot write the token cache '" + temporary_path_ + "': " +
-                             std::strerror(errno) + " after " + std::to_string(num_tokens_) +
-                             " tokens; free space or set data.cache_dir to another place");
+    throw std::runtime_error(
+        "cannot write the token cache '" + temporary_path_ + "': " + std::strerror(errno) +
+        " after " + std::to_string(num_tokens_) +
+        " tokens; free space or set data.cache_dir (--cache-dir) to another place");
   }
 }
 

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <unordered_set>
 
+#include "data/json_field.h"
+
 namespace narrowgauge::data {
 namespace {
 
@@ -20,7 +22,7 @@ constexpr int kMaxDepth = 64;
   throw std::runtime_error("unsupported " + role + " '" + what + "'; expected one of " + supported);
 }
 
-std::string type_of(const json& component) { return component.at("type").get<std::string>(); }
+std::string type_of(const json& component) { return json_string(component, "type"); }
 
 // Calls visit(component) for each leaf of nested Sequences, in order; null has none.
 void for_each_leaf(const json& component, const char* members,
@@ -32,7 +34,7 @@ void for_each_leaf(const json& component, const char* members,
     visit(component);
     return;
   }
-  for (const json& member : component.at(members)) {
+  for (const json& member : json_array(component, members)) {
     for_each_leaf(member, members, visit);
   }
 }
@@ -40,9 +42,9 @@ void for_each_leaf(const json& component, const char* members,
 // {"String": ...} or {"Regex": ...}
 UnicodeRegex parse_pattern(const json& pattern) {
   if (pattern.contains("Regex")) {
-    return UnicodeRegex(pattern.at("Regex").get<std::string>());
+    return UnicodeRegex(json_string(pattern, "Regex"));
   }
-  const auto literal = pattern.at("String").get<std::string>();
+  const std::string literal = json_string(pattern, "String");
   if (literal.empty()) {
     throw std::runtime_error("expected a pattern, got an empty string");
   }
@@ -74,24 +76,24 @@ void add_pre_tokenizer(const json& component, PreTokenizerPart& part) {
   PreTokenizer& result = part.pre_tokenizer;
   if (type == "ByteLevel") {
     part.byte_level = true;
-    if (component.value("add_prefix_space", true)) {
+    if (json_bool(component, "add_prefix_space", true)) {
       result.add_prefix_space();
     }
-    if (component.value("use_regex", true)) {
+    if (json_bool(component, "use_regex", true)) {
       result.add_split(UnicodeRegex(kGpt2Pattern), SplitBehavior::kIsolated, false);
     }
   } else if (type == "Split") {
-    result.add_split(parse_pattern(component.at("pattern")),
-                     parse_behavior(component.at("behavior").get<std::string>()),
-                     component.value("invert", false));
+    result.add_split(parse_pattern(json_field(component, "pattern")),
+                     parse_behavior(json_string(component, "behavior")),
+                     json_bool(component, "invert", false));
   } else if (type == "Digits") {
     result.add_split(UnicodeRegex(R"(\p{N})"),
-                     component.value("individual_digits", false) ? SplitBehavior::kIsolated
-                                                                 : SplitBehavior::kContiguous,
+                     json_bool(component, "individual_digits", false) ? SplitBehavior::kIsolated
+                                                                      : SplitBehavior::kContiguous,
                      false);
   } else if (type == "Punctuation") {
     result.add_split(UnicodeRegex(R"([\p{P}\x{21}-\x{2f}\x{3a}-\x{40}\x{5b}-\x{60}\x{7b}-\x{7e}])"),
-                     parse_behavior(component.value("behavior", "Isolated")), false);
+                     parse_behavior(json_string(component, "behavior", "Isolated")), false);
   } else {
     throw_unsupported("pre_tokenizer", type, "ByteLevel, Split, Digits, Punctuation, Sequence");
   }
@@ -110,10 +112,10 @@ void add_normalizer(const json& component, TokenizerNormalizer& normalizer) {
     }
   }
   if (type == "Prepend") {
-    normalizer.add_prepend(component.at("prepend").get<std::string>());
+    normalizer.add_prepend(json_string(component, "prepend"));
   } else if (type == "Replace") {
-    normalizer.add_replace(parse_pattern(component.at("pattern")),
-                           component.at("content").get<std::string>());
+    normalizer.add_replace(parse_pattern(json_field(component, "pattern")),
+                           json_string(component, "content"));
   } else {
     throw_unsupported("normalizer", type, "NFC, NFD, NFKC, NFKD, Prepend, Replace, Sequence");
   }
@@ -128,26 +130,26 @@ void add_decoder(const json& component, TokenDecoder& decoder) {
   } else if (type == "Fuse") {
     decoder.add_fuse();
   } else if (type == "Replace") {
-    const auto pattern = component.at("pattern").at("String").get<std::string>();
+    const std::string pattern = json_string(json_field(component, "pattern"), "String");
     if (pattern.empty()) {
       throw std::runtime_error("expected a pattern in decoder Replace, got an empty string");
     }
-    decoder.add_replace(pattern, component.at("content").get<std::string>());
+    decoder.add_replace(pattern, json_string(component, "content"));
   } else if (type == "Strip") {
-    const auto content = component.at("content").get<std::string>();
+    const std::string content = json_string(component, "content");
     if (content.size() != 1) {
       throw std::runtime_error("expected one ASCII character in decoder Strip, got '" + content +
                                "'");
     }
-    decoder.add_strip(content.front(), component.at("start").get<size_t>(),
-                      component.at("stop").get<size_t>());
+    decoder.add_strip(content.front(), json_unsigned(component, "start"),
+                      json_unsigned(component, "stop"));
   } else {
     throw_unsupported("decoder", type, "ByteLevel, Replace, ByteFallback, Fuse, Strip, Sequence");
   }
 }
 
 std::pair<std::string, std::string> parse_merge(const json& merge, size_t rank) {
-  if (merge.is_array() && merge.size() == 2) {
+  if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
     return {merge[0].get<std::string>(), merge[1].get<std::string>()};
   }
   const std::string text = merge.is_string() ? merge.get<std::string>() : "";
@@ -169,9 +171,9 @@ void refuse_unless_empty(const json& model, const char* key) {
 }
 
 std::vector<int32_t> template_ids(const json& piece, const json& special_tokens) {
-  const auto name = piece.at("SpecialToken").at("id").get<std::string>();
+  const std::string name = json_string(json_field(piece, "SpecialToken"), "id");
   std::vector<int32_t> ids;
-  for (const json& id : special_tokens.at(name).at("ids")) {
+  for (const json& id : json_array(json_field(special_tokens, name.c_str()), "ids")) {
     ids.push_back(parse_token_id(id));
   }
   return ids;
@@ -187,13 +189,13 @@ void enclose(const json& processor, DocumentTemplate& result) {
   }
   std::vector<int32_t> prefix, suffix;
   int num_texts = 0;
-  for (const json& piece : processor.at("single")) {
+  for (const json& piece : json_array(processor, "single")) {
     if (piece.contains("Sequence")) {
       ++num_texts;
       continue;
     }
     std::vector<int32_t>& side = num_texts == 0 ? prefix : suffix;
-    const auto ids = template_ids(piece, processor.at("special_tokens"));
+    const auto ids = template_ids(piece, json_field(processor, "special_tokens"));
     side.insert(side.end(), ids.begin(), ids.end());
   }
   if (num_texts != 1) {
@@ -217,7 +219,11 @@ json parse_json(const std::string& text) {
   try {
     return json::parse(text, limit_depth);
   } catch (const json::parse_error& error) {
-    throw std::runtime_error(std::string("expected JSON, got ") + error.what());
+    // nlohmann writes "[json.exception.parse_error.101] parse error at line 1, column 7: reason".
+    const std::string what = error.what();
+    const size_t bracket = what.find("] ");
+    throw std::runtime_error("expected JSON, got a " +
+                             (bracket == std::string::npos ? what : what.substr(bracket + 2)));
   }
 }
 
@@ -247,7 +253,7 @@ TokenDecoder parse_decoder(const json& component) {
 }
 
 BpeSpec parse_bpe_model(const json& component, bool byte_level) {
-  const std::string type = component.value("type", "BPE");
+  const std::string type = json_string(component, "type", "BPE");
   if (type != "BPE") {
     throw_unsupported("model", type, "BPE");
   }
@@ -256,17 +262,17 @@ BpeSpec parse_bpe_model(const json& component, bool byte_level) {
   refuse_unless_empty(component, "end_of_word_suffix");
   BpeSpec spec;
   spec.byte_level = byte_level;
-  spec.ignore_merges = component.value("ignore_merges", false);
-  spec.byte_fallback = component.value("byte_fallback", false);
-  spec.fuse_unk = component.value("fuse_unk", false);
+  spec.ignore_merges = json_bool(component, "ignore_merges", false);
+  spec.byte_fallback = json_bool(component, "byte_fallback", false);
+  spec.fuse_unk = json_bool(component, "fuse_unk", false);
   const auto unk = component.find("unk_token");
   if (unk != component.end() && !unk->is_null()) {
-    spec.unk_token = unk->get<std::string>();
+    spec.unk_token = json_string(component, "unk_token");
   }
-  for (const auto& [token, id] : component.at("vocab").items()) {
+  for (const auto& [token, id] : json_object(component, "vocab").items()) {
     spec.vocab.emplace_back(token, parse_token_id(id));
   }
-  const json& merges = component.at("merges");
+  const json& merges = json_array(component, "merges");
   spec.merges.reserve(merges.size());
   for (const json& merge : merges) {
     spec.merges.push_back(parse_merge(merge, spec.merges.size()));
@@ -284,20 +290,24 @@ std::vector<AddedToken> parse_added_tokens(const json& tokens, const BpeModel& m
   std::vector<AddedToken> added;
   std::unordered_set<std::string> seen;
   int64_t next_id = model.num_tokens();
+  if (!tokens.is_array() && !tokens.is_null()) {
+    throw std::runtime_error(std::string("expected an array in \"added_tokens\", got ") +
+                             tokens.type_name());
+  }
   for (const json& entry : tokens) {
     AddedToken token;
-    token.content = entry.at("content").get<std::string>();
+    token.content = json_string(entry, "content");
     if (token.content.empty() || !seen.insert(token.content).second) {
       continue;
     }
     const auto model_id = model.token_id(token.content);
     token.id = model_id ? *model_id : static_cast<int32_t>(next_id);
     next_id = std::max<int64_t>(next_id, token.id + 1);
-    token.special = entry.value("special", false);
-    token.single_word = entry.value("single_word", false);
-    token.lstrip = entry.value("lstrip", false);
-    token.rstrip = entry.value("rstrip", false);
-    token.normalized = entry.value("normalized", !token.special);
+    token.special = json_bool(entry, "special", false);
+    token.single_word = json_bool(entry, "single_word", false);
+    token.lstrip = json_bool(entry, "lstrip", false);
+    token.rstrip = json_bool(entry, "rstrip", false);
+    token.normalized = json_bool(entry, "normalized", !token.special);
     added.push_back(std::move(token));
   }
   std::stable_partition(added.begin(), added.end(),

@@ -15,7 +15,7 @@
 namespace narrowgauge::data {
 
 // The components of a tokenizer.json, one function each. All throw std::runtime_error that names
-// the component and what is wrong; nlohmann's own exceptions name wrong types.
+// the component or the key and what is wrong.
 
 // Throws with line and column when text is not JSON.
 nlohmann::json parse_json(const std::string& text);

@@ -3,10 +3,11 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "trainer/usage_error.h"
 
 namespace narrowgauge::trainer {
 
@@ -20,11 +21,6 @@ enum ExitCode : int {
   kExitFailure = 1,
   kExitUsage = 2,     // bad arguments or configuration
   kExitStopped = 75,  // stopped by a signal after a checkpoint: start again to resume
-};
-
-// Arguments that make no sense; what() says what was expected. Programs end with kExitUsage.
-struct UsageError : std::invalid_argument {
-  using std::invalid_argument::invalid_argument;
 };
 
 struct TrainOptions {
@@ -72,6 +68,51 @@ struct ImportOptions {
   std::string output;
 };
 
+struct TokenizerTrainOptions {
+  std::string output;
+  int64_t vocab_size = 0;
+  std::string pre_tokenizer = "llama3";  // llama3 | gpt2
+  std::vector<std::string> special_tokens = {"<|endoftext|>"};
+  std::string text_field = "text";
+  bool replace_invalid_utf8 = false;
+  int64_t num_threads = 0;  // 0: one for each processor
+  std::vector<std::string> sources;
+};
+
+struct TokenizerEncodeOptions {
+  std::string tokenizer;  // as for data::guess_tokenizer, never "none"
+  std::string kind;       // empty: guess it
+  bool json = false;      // lines are JSON strings
+  bool document = false;
+  bool replace_invalid_utf8 = false;
+};
+
+struct TokenizerDecodeOptions {
+  std::string tokenizer;
+  std::string kind;
+  bool json = false;
+};
+
+struct DataPrepareOptions {
+  std::string tokenizer = "bytes";
+  std::string kind;
+  std::string text_field = "text";
+  bool replace_invalid_utf8 = false;
+  double validation_fraction = 0.05;
+  std::string cache_dir;    // empty: data::default_cache_dir()
+  int64_t num_threads = 0;  // 0: one for each processor
+  std::vector<std::string> sources;
+};
+
+struct DataInspectOptions {
+  std::string cache;      // of prepare, or .bin
+  std::string tokenizer;  // empty: print ids alone
+  std::string kind;
+  int64_t window = 64;
+  int64_t num_windows = 2;
+  bool verify = false;
+};
+
 // Each takes the arguments after the subcommand's name and throws UsageError.
 TrainOptions parse_train(std::span<const std::string> arguments);
 ValidateOptions parse_validate(std::span<const std::string> arguments);
@@ -79,9 +120,14 @@ GenerateOptions parse_generate(std::span<const std::string> arguments);
 EvalOptions parse_eval(std::span<const std::string> arguments);
 ExportOptions parse_export(std::span<const std::string> arguments);
 ImportOptions parse_import(std::span<const std::string> arguments);
+TokenizerTrainOptions parse_tokenizer_train(std::span<const std::string> arguments);
+TokenizerEncodeOptions parse_tokenizer_encode(std::span<const std::string> arguments);
+TokenizerDecodeOptions parse_tokenizer_decode(std::span<const std::string> arguments);
+DataPrepareOptions parse_data_prepare(std::span<const std::string> arguments);
+DataInspectOptions parse_data_inspect(std::span<const std::string> arguments);
 
-// Usage, options with their defaults and examples of the subcommand. REQUIRES: one of the six
-// above.
+// Usage, options with their defaults and examples of a subcommand, such as "train" or "tokenizer
+// encode". REQUIRES: one that command_syntax knows.
 std::string command_help(std::string_view command);
 
 // --help or -h stands among the arguments, before any "--".

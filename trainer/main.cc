@@ -9,11 +9,16 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <vector>
 
 #include "trainer/command_line.h"
@@ -33,7 +38,7 @@ constexpr const char* kVersion = "0.1.0";
 using Arguments = std::span<const std::string>;
 
 // Replaces this process; returns only by an exception.
-[[noreturn]] void become_torch_binary(const char* command, Arguments arguments) {
+[[noreturn]] void become_torch_binary(const std::string& command, Arguments arguments) {
   const auto sibling =
       std::filesystem::read_symlink("/proc/self/exe").parent_path() / "narrowgauge_torch";
   std::vector<std::string> copies = {sibling.string(), command};
@@ -48,16 +53,29 @@ using Arguments = std::span<const std::string>;
                            std::strerror(errno) + "; build //trainer:narrowgauge_torch");
 }
 
-// The number of ranks that mpirun started, where its environment says so before MPI is initialised.
-std::optional<int64_t> announced_world_size() {
-  const char* text = std::getenv("OMPI_COMM_WORLD_SIZE");
+// A number in the environment: mpirun and srun announce ranks there before MPI is initialised.
+std::optional<int64_t> number_in_environment(const char* name) {
+  const char* text = std::getenv(name);
   if (text == nullptr) {
     return std::nullopt;
   }
-  int64_t size = 0;
+  int64_t number = 0;
   const char* end = text + std::strlen(text);
-  const auto [stop, error] = std::from_chars(text, end, size);
-  return error == std::errc() && stop == end ? std::optional(size) : std::nullopt;
+  const auto [stop, error] = std::from_chars(text, end, number);
+  return error == std::errc() && stop == end ? std::optional(number) : std::nullopt;
+}
+
+std::optional<int64_t> announced_world_size() {
+  return number_in_environment("OMPI_COMM_WORLD_SIZE");
+}
+
+int64_t announced_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}) {
+    if (const auto rank = number_in_environment(name)) {
+      return *rank;
+    }
+  }
+  return 0;
 }
 
 int train(Arguments arguments) {
@@ -86,33 +104,39 @@ int validate(Arguments arguments) {
   return kExitDone;
 }
 
-int generate(Arguments arguments) {
-  parse_generate(arguments);
-  become_torch_binary("generate", arguments);
+// The commands of narrowgauge_torch that are for one process; `parse` looks for mistakes.
+template <auto parse>
+int hand_over(const std::string& command, Arguments arguments) {
+  parse(arguments);
+  const int64_t num_ranks = announced_world_size().value_or(1);
+  if (num_ranks > 1) {
+    throw UsageError("expected one process, got " + std::to_string(num_ranks) +
+                     " ranks; only train runs on several, so start " + command + " without mpirun");
+  }
+  become_torch_binary(command, arguments);
 }
 
-int eval(Arguments arguments) {
-  parse_eval(arguments);
-  become_torch_binary("eval", arguments);
-}
+int generate(Arguments arguments) { return hand_over<parse_generate>("generate", arguments); }
+int eval(Arguments arguments) { return hand_over<parse_eval>("eval", arguments); }
+int export_run(Arguments arguments) { return hand_over<parse_export>("export", arguments); }
+int import_model(Arguments arguments) { return hand_over<parse_import>("import", arguments); }
 
-int export_run(Arguments arguments) {
-  parse_export(arguments);
-  become_torch_binary("export", arguments);
-}
+int tokenizer_train(Arguments a) { return train_tokenizer(parse_tokenizer_train(a)); }
+int tokenizer_encode(Arguments a) { return encode_lines(parse_tokenizer_encode(a)); }
+int tokenizer_decode(Arguments a) { return decode_lines(parse_tokenizer_decode(a)); }
+int data_prepare(Arguments a) { return prepare_data(parse_data_prepare(a)); }
+int data_inspect(Arguments a) { return inspect_data(parse_data_inspect(a)); }
 
-int import_model(Arguments arguments) {
-  parse_import(arguments);
-  become_torch_binary("import", arguments);
+int test(Arguments) {
+  throw UsageError("expected the launcher to run the tests: ./narrowgauge test, in the repository");
 }
 
 int help(Arguments arguments);
 
 struct Command {
-  const char* name;
-  const char* summary;
+  std::string_view name;  // "train"; or "tokenizer train", one of the group "tokenizer"
+  std::string_view summary;
   int (*run)(Arguments arguments);  // what follows the name; returns the exit code
-  bool explains_itself = false;     // --help is passed to `run`
 };
 
 constexpr Command kCommands[] = {
@@ -122,23 +146,33 @@ constexpr Command kCommands[] = {
     {"eval", "measure a model: loss and perplexity", eval},
     {"export", "write a checkpoint as a Hugging Face directory", export_run},
     {"import", "turn a model of another program into a Hugging Face directory", import_model},
-    {"tokenizer", "train a tokenizer, encode and decode text", tokenizer_command, true},
-    {"data", "tokenize data ahead of a run", data_command, true},
-    {"help", "help of a subcommand; `help config` lists every key of a configuration", help, true},
+    {"tokenizer train", "train a tokenizer on text", tokenizer_train},
+    {"tokenizer encode", "turn lines of text into token ids", tokenizer_encode},
+    {"tokenizer decode", "turn lines of token ids into text", tokenizer_decode},
+    {"data prepare", "tokenize data ahead of a run", data_prepare},
+    {"data inspect", "print what a file of token ids holds", data_inspect},
+    {"test", "build and run every test (./narrowgauge only)", test},
+    {"help", "help of a subcommand; `help config` lists every key of a configuration", help},
 };
 
-std::string overview() {
-  std::string text =
-      "Trains language models in narrow number formats.\n\n"
-      "usage: narrowgauge COMMAND [ARGUMENT ...]\n\n";
+// The commands below `group`; all for "".
+std::string list_commands(std::string_view group) {
+  std::string text;
   for (const Command& command : kCommands) {
-    std::string name = command.name;
-    name.resize(12, ' ');
-    text += "  " + name + command.summary + "\n";
+    if (command.name.starts_with(group)) {
+      std::string name(command.name);
+      name.resize(18, ' ');
+      text += "  " + name + std::string(command.summary) + "\n";
+    }
   }
-  return text +
-         "  test        build and run every test (./narrowgauge only)\n\n"
-         "examples:\n"
+  return text;
+}
+
+std::string overview() {
+  return "Trains language models in narrow number formats.\n\n"
+         "usage: narrowgauge COMMAND [ARGUMENT ...]\n\n" +
+         list_commands("") +
+         "\nexamples:\n"
          "  narrowgauge train configs/quickstart.yaml\n"
          "  mpirun -np 4 narrowgauge train configs/quickstart.yaml training.local_batch_size=4\n"
          "  narrowgauge generate --model runs/quickstart --prompt 'def forward('\n\n"
@@ -147,43 +181,88 @@ std::string overview() {
          "configuration, 75 stopped by a signal after a checkpoint (start again to resume).\n";
 }
 
-const Command& find_command(const std::string& name) {
-  std::vector<std::string_view> names;
-  for (const Command& command : kCommands) {
-    names.emplace_back(command.name);
-    if (name == command.name) {
-      return command;
-    }
-  }
-  const auto near = nearest_name(name, names);
-  throw UsageError(
-      "unknown command " + name +
-      (near ? "; did you mean " + std::string(*near) + "?" : "; the commands are " + join(names)));
+std::string group_help(const std::string& group) {
+  return "usage: narrowgauge " + group + " COMMAND [ARGUMENT ...]\n\n" +
+         list_commands(group + " ") + "\n`narrowgauge " + group + " COMMAND --help` tells more.\n";
 }
 
-int run_command(const Command& command, Arguments arguments) {
-  if (!command.explains_itself && asks_for_help(arguments)) {
-    std::cout << command_help(command.name);
-    return kExitDone;
+bool is_help(const std::string& argument) {
+  return argument == "--help" || argument == "-h" || argument == "help";
+}
+
+// The words that may follow `prefix` ("" or "tokenizer "), each once.
+std::vector<std::string_view> words_after(std::string_view prefix) {
+  std::vector<std::string_view> words;
+  for (const Command& command : kCommands) {
+    if (command.name.starts_with(prefix)) {
+      const std::string_view rest = command.name.substr(prefix.size());
+      const std::string_view word = rest.substr(0, rest.find(' '));
+      if (words.empty() || words.back() != word) {
+        words.push_back(word);
+      }
+    }
   }
-  return command.run(arguments);
+  return words;
+}
+
+// The name of a command as the first one or two arguments give it, or of a group when nothing or a
+// request for help follows it. `known` becomes what of it is right, for messages.
+std::string find_name(Arguments arguments, std::string& known) {
+  std::string name;
+  for (const std::string& argument : arguments) {
+    const std::string prefix = name.empty() ? "" : name + " ";
+    const std::vector<std::string_view> words = words_after(prefix);
+    if (words.empty() || (!name.empty() && is_help(argument))) {
+      break;
+    }
+    if (std::find(words.begin(), words.end(), argument) == words.end()) {
+      const auto near = nearest_name(argument, words);
+      throw UsageError("unknown command " + argument +
+                       (near ? "; did you mean " + std::string(*near) + "?"
+                             : "; the commands are " + join(words)));
+    }
+    name = known = prefix + argument;
+  }
+  return name;
+}
+
+const Command* find_command(const std::string& name) {
+  const auto found = std::find_if(std::begin(kCommands), std::end(kCommands),
+                                  [&](const Command& command) { return command.name == name; });
+  return found == std::end(kCommands) ? nullptr : found;
+}
+
+// The arguments behind the words of a name.
+Arguments behind(const std::string& name, Arguments arguments) {
+  return arguments.subspan(1 + std::count(name.begin(), name.end(), ' '));
+}
+
+void print_help(const std::string& name) {
+  if (name == "help") {
+    std::cout << overview();
+  } else {
+    std::cout << (find_command(name) == nullptr ? group_help(name) : command_help(name));
+  }
 }
 
 int help(Arguments arguments) {
-  if (arguments.empty() || arguments[0].starts_with("-")) {
+  if (arguments.empty() || is_help(arguments[0])) {
     std::cout << overview();
   } else if (arguments[0] == "config") {
     std::cout << config_docs();
-  } else if (arguments[0] == "help") {
-    std::cout << overview();
   } else {
-    const std::array<std::string, 1> ask = {"--help"};
-    return run_command(find_command(arguments[0]), ask);
+    std::string known;
+    const std::string name = find_name(arguments, known);
+    const Arguments rest = behind(name, arguments);
+    if (!rest.empty() && !is_help(rest[0])) {
+      throw UsageError("unexpected argument " + rest[0] + " after help " + name);
+    }
+    print_help(name);
   }
   return kExitDone;
 }
 
-int dispatch(Arguments arguments) {
+int dispatch(Arguments arguments, std::string& known) {
   if (arguments.empty()) {
     std::cerr << overview();
     return kExitUsage;
@@ -195,27 +274,48 @@ int dispatch(Arguments arguments) {
   if (arguments[0] == "--help" || arguments[0] == "-h") {
     return help({});
   }
-  return run_command(find_command(arguments[0]), arguments.subspan(1));
+  const std::string name = find_name(arguments, known);
+  const Arguments rest = behind(name, arguments);
+  const Command* command = find_command(name);
+  if (command == nullptr && rest.empty()) {
+    throw UsageError("expected a command after it: " + join(words_after(name + " ")));
+  }
+  if (command == nullptr || asks_for_help(rest)) {
+    print_help(name);
+    return kExitDone;
+  }
+  return command->run(rest);
+}
+
+// All ranks of mpirun find the same mistake; rank 0 tells it. Its end makes mpirun end the others,
+// so one that lives on met a mistake that rank 0 did not.
+void print_error(const std::string& text) {
+  const int64_t rank = announced_rank();
+  if (rank == 0) {
+    std::cerr << text;
+    return;
+  }
+  std::this_thread::sleep_for(std::chrono::seconds(2));
+  std::cerr << "rank " + std::to_string(rank) + ": " + text;
 }
 
 int run(Arguments arguments) {
-  const std::string name =
-      arguments.empty() || arguments[0].starts_with("-") ? "" : " " + arguments[0];
+  std::string known;
+  const auto program = [&] { return "narrowgauge" + (known.empty() ? "" : " " + known); };
   try {
-    const int code = dispatch(arguments);
-    if (!std::cout.flush()) {
+    const int code = dispatch(arguments, known);
+    if (!std::cout.flush() || std::ferror(stdout) != 0) {
       throw std::runtime_error("expected to write to standard output, got an error");
     }
     return code;
   } catch (const ConfigError& error) {
-    std::cerr << "narrowgauge" << name << ": " << error.what() << "\n";
+    print_error(program() + ": " + error.what() + "\n");
     return kExitUsage;
   } catch (const UsageError& error) {
-    std::cerr << "narrowgauge" << name << ": " << error.what() << "\nsee narrowgauge" << name
-              << " --help\n";
+    print_error(program() + ": " + error.what() + "\nsee " + program() + " --help\n");
     return kExitUsage;
   } catch (const std::exception& error) {
-    std::cerr << "narrowgauge" << name << ": " << error.what() << "\n";
+    print_error(program() + ": " + error.what() + "\n");
     return kExitFailure;
   }
 }

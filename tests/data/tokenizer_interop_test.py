@@ -1,6 +1,6 @@
 """Our tokenizers against the reference libraries: Hugging Face tokenizers, tiktoken, sentencepiece.
 
-    tokenizer_interop_test.py COMMAND
+    tokenizer_interop_test.py NARROWGAUGE
 """
 import json
 import pathlib
@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 import tokenizer_parity as parity
 
-COMMAND = [str(pathlib.Path(sys.argv.pop(1)).resolve())]
+COMMAND = [str(pathlib.Path(sys.argv.pop(1)).resolve()), "tokenizer"]
 
 
 def corpus():
@@ -49,7 +49,7 @@ def random_unicode(count):
 
 
 CORPUS = corpus()
-TEXTS = CORPUS[:20] + parity.ADVERSARIAL + random_unicode(400)
+TEXTS = CORPUS[:20] + parity.ADVERSARIAL + random_unicode(300)
 
 
 class Interop(unittest.TestCase):
@@ -86,6 +86,7 @@ class Interop(unittest.TestCase):
 
     def test_digits_and_punctuation(self):
         tokenizer = self.trained()
+        texts = TEXTS[15:200]
         for individual in (True, False):
             for behavior in ("isolated", "contiguous", "merged_with_previous", "merged_with_next", "removed"):
                 tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -93,23 +94,25 @@ class Interop(unittest.TestCase):
                     pre_tokenizers.ByteLevel(add_prefix_space=False)])
                 path = parity.save(tokenizer, self.directory / "tokenizer.json")
                 reference = Tokenizer.from_file(str(path))
-                ours, _ = parity.run_command(COMMAND, ["encode", "--json", "--tokenizer", str(path)], TEXTS)
-                parity.require_equal(behavior, "ids", TEXTS, ours, [reference.encode(text).ids for text in TEXTS])
+                ours, _ = parity.run_command(COMMAND, ["encode", "--json", "--tokenizer", str(path)], texts)
+                parity.require_equal(behavior, "ids", texts, ours, [reference.encode(text).ids for text in texts])
 
     def test_split_behaviors(self):
         tokenizer = self.trained()
-        for pattern in (Regex(r"[\p{N}\s]|\P{M}\p{M}+"), Regex(r"\w+|[^\w\s]+"), Regex(r"\d{2}|(?<=a)b|x*"), "on", "."):
-            for behavior in ("isolated", "contiguous", "merged_with_previous", "merged_with_next", "removed"):
-                for invert in (False, True):
-                    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-                        pre_tokenizers.Split(pattern, behavior, invert),
-                        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-                    path = parity.save(tokenizer, self.directory / "tokenizer.json")
-                    reference = Tokenizer.from_file(str(path))
-                    texts = TEXTS[10:130]
-                    ours, _ = parity.run_command(COMMAND, ["encode", "--json", "--tokenizer", str(path)], texts)
-                    parity.require_equal(f"{pattern} {behavior} {invert}", "ids", texts, ours,
-                                         [reference.encode(text).ids for text in texts])
+        texts = TEXTS[15:100]
+        # Each behavior meets each pattern, and in turn both values of invert.
+        for i, pattern in enumerate((Regex(r"[\p{N}\s]|\P{M}\p{M}+"), Regex(r"\w+|[^\w\s]+"), Regex(r"\d{2}|(?<=a)b|x*"),
+                                     "on", ".")):
+            for k, behavior in enumerate(("isolated", "contiguous", "merged_with_previous", "merged_with_next", "removed")):
+                invert = (i + k) % 2 == 1
+                tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+                    pre_tokenizers.Split(pattern, behavior, invert),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+                path = parity.save(tokenizer, self.directory / "tokenizer.json")
+                reference = Tokenizer.from_file(str(path))
+                ours, _ = parity.run_command(COMMAND, ["encode", "--json", "--tokenizer", str(path)], texts)
+                parity.require_equal(f"{pattern} {behavior} {invert}", "ids", texts, ours,
+                                     [reference.encode(text).ids for text in texts])
 
     def test_normal_forms(self):
         for normalizer in (normalizers.NFD(), normalizers.NFKC(), normalizers.NFKD(),
@@ -155,7 +158,7 @@ class Interop(unittest.TestCase):
         # Runs of one character tie in unigram models; a long text makes the sums of scores large.
         ruled = [character * length for character in "=-*#" for length in range(1, 80)]
         (self.directory / "text.txt").write_text("\n".join(CORPUS + ruled))
-        texts = TEXTS + ruled + ["\n".join(CORPUS + ruled) * 4]
+        texts = TEXTS[::2] + ruled[::3] + ["\n".join(CORPUS + ruled)]
         for model_type, byte_fallback in (("bpe", True), ("unigram", False)):
             prefix = self.directory / model_type
             sentencepiece.SentencePieceTrainer.train(
@@ -186,31 +189,50 @@ class Interop(unittest.TestCase):
             self.assertEqual(loaded.eos_token_id, 0)
             self.assertEqual(loaded.encode(CORPUS[0]), reference.encode(CORPUS[0]).ids)
 
-    def test_command_line(self):
-        def run(*arguments, text=b""):
-            done = subprocess.run([*COMMAND, *arguments], input=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
-            return done.returncode, done.stdout.decode(), done.stderr.decode()
+    def run_command(self, *arguments, text=b""):
+        done = subprocess.run([*COMMAND, *arguments], input=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
 
-        self.assertEqual(run("encode", "--kind", "bytes", text=b"a\n\n\xc3"), (0, "[97]\n[]\n[195]\n", ""))
-        self.assertEqual(run("decode", "--kind", "bytes", text=b"[97]\n[]\n[104, 105]\n"), (0, "a\n\nhi\n", ""))
+    def fails(self, code, error, *arguments, text=b""):
+        got, _, errors = self.run_command(*arguments, text=text)
+        self.assertEqual((got, error in errors), (code, True), f"{arguments} {text}: {errors}")
+
+    def test_command_line(self):
+        run = self.run_command
+        self.assertEqual(run("encode", "--tokenizer", "bytes", text=b"a\n\n\xc3"), (0, "[97]\n[]\n[195]\n", ""))
+        self.assertEqual(run("decode", "--tokenizer", "bytes", text=b"[97]\n[]\n[104, 105]\n"), (0, "a\n\nhi\n", ""))
         path = str(parity.save(self.trained(), self.directory / "tokenizer.json"))
-        code, _, errors = run("encode", "--tokenizer", path, text=b"fine\nba\xff\n")
-        self.assertEqual((code, "line 2: expected UTF-8 text, got byte 0xFF at offset 2" in errors), (1, True), errors)
-        code, _, errors = run("decode", "--tokenizer", path, text=b"[1, 2\n")
-        self.assertEqual((code, "line 1: " in errors), (1, True), errors)
-        self.assertEqual(run("encode")[0], 2)
-        self.assertEqual(run("encode", "--tokenizer", path, "--bogus")[0], 2)
-        self.assertEqual(run("encode", "--tokenizer", path, "--kind", "gpt3")[0], 2)
-        self.assertEqual(run("encode", "--tokenizer", path + "x")[0], 1)
-        self.assertEqual(run("train", "--output", path)[0], 2)
-        self.assertEqual(run("train", "--output", path, "--vocab-size", "300")[0], 2)
-        self.assertEqual(run("train", "--output", path, "--vocab-size", "10", path)[0], 2)
-        self.assertEqual(run("train", "--output", path, "--vocab-size", "300", path + "x")[0], 1)
-        self.assertEqual(run("bogus")[0], 2)
-        self.assertEqual(run()[0], 2)
-        for arguments in (["--help"], ["train", "--help"], ["encode", "--help"], ["decode", "--help"]):
-            code, output, _ = run(*arguments)
-            self.assertEqual((code, "narrowgauge tokenizer" in output), (0, True))
+        self.fails(1, "No such file", "encode", "--tokenizer", path + "x")
+        self.fails(2, "expected vocab_size from 257", "train", "--output", path, "--vocab-size", "10", path + "x")
+        self.fails(1, path + "x", "train", "--output", path, "--vocab-size", "300", path + "x")
+
+    def test_bad_lines(self):
+        path = str(parity.save(self.trained(), self.directory / "tokenizer.json"))
+        self.fails(1, "line 2: expected UTF-8 text, got byte 0xFF at offset 2 of 3; convert the text or replace its invalid bytes (--invalid-utf8 replace)", "encode",
+                   "--tokenizer", path, text=b"fine\nba\xff\n")
+        for bad in (b"\xff", b"a\xe2\x82b"):
+            replaced = self.run_command("encode", "--tokenizer", path, "--invalid-utf8", "replace", text=bad)
+            good = self.run_command("encode", "--tokenizer", path, text=bad.decode(errors="replace").encode())
+            self.assertEqual(replaced, good)
+        self.fails(1, "line 1: expected a JSON string such as \"text\", got", "encode", "--json", "--tokenizer", path, text=b"5\n")
+        for line in ("[1, 2", "", "x", "5", "{}", "null", '"[1]"'):
+            self.fails(1, "line 2: expected a JSON array of ids such as [1, 2], got ", "decode", "--tokenizer", path,
+                       text=b"[1]\n" + line.encode() + b"\n")
+        for kind, size in (("bytes", 256), (path, 700)):
+            for bad in ("4294967401", "1.9", "true", "-1", str(size), "99999999999999999999999", "null", '"1"', "[1]"):
+                self.fails(1, f"line 2: expected a token id in [0, {size}), got ", "decode", "--tokenizer", kind,
+                           text=f"[1]\n[0, {bad}]\n".encode())
+            self.assertEqual(self.run_command("decode", "--tokenizer", kind, "--json", text=f"[0, {size - 1}]".encode())[0], 0)
+
+    def test_training_reports_its_stages(self):
+        text = self.directory / "text.jsonl"
+        text.write_text("".join(json.dumps({"text": document}) + "\n" for document in CORPUS))
+        code, output, errors = self.run_command("train", "--output", str(self.directory / "x" / "tokenizer.json"),
+                                                "--vocab-size", "300", str(text))
+        self.assertEqual((code, output), (0, ""), errors)
+        for stage in ("reading text: ", "counting words: ", "merging: ", "300 entries, from 60 documents, "):
+            self.assertIn(errors.count(stage), range(1, 5), errors)
+        self.assertTrue((self.directory / "x" / "tokenizer_config.json").exists())
 
 
 if __name__ == "__main__":

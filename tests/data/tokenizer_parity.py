@@ -1,6 +1,6 @@
 """Compares token ids with the reference libraries on every document of a file.
 
-    tokenizer_parity.py --command bazel-bin/tests/data/tokenizer_command_main --data texts.jsonl \
+    tokenizer_parity.py --command "bazel-bin/trainer/narrowgauge tokenizer" --data texts.jsonl \
         [--gpt2 encoder.json] [--huggingface tokenizer.json] [--sentencepiece tokenizer.model]
 
 Always: byte-level tokenizers like Llama 3's, Qwen's and GPT-2's, trained here on the data. Prints a line a tokenizer and

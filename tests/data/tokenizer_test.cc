@@ -246,7 +246,7 @@ TEST(Tokenizer, MalformedFilesSayWhere) {
   EXPECT_THAT(load_error("{\"model\":\n  {]"), HasSubstr("line 2, column 4"));
   const std::string whole = small_tokenizer().dump();
   EXPECT_THAT(load_error(whole.substr(0, whole.size() / 2)), HasSubstr("expected JSON"));
-  EXPECT_THAT(load_error("{}"), HasSubstr("'model' not found"));
+  EXPECT_THAT(load_error("{}"), HasSubstr("expected the key \"model\""));
   EXPECT_THAT(load_error("[1]"), HasSubstr("tokenizer.json: "));
   EXPECT_THAT(load_error("{\"model\": 3}"), HasSubstr("tokenizer.json: "));
 }
@@ -302,6 +302,54 @@ TEST(Tokenizer, FilesThatLie) {
   nested.replace(nested.find(null_normalizer), null_normalizer.size(),
                  "\"normalizer\":" + sequences);
   EXPECT_THAT(load_error(nested), HasSubstr("at most 64 nested levels"));
+}
+
+TEST(Tokenizer, WrongTypesNameTheKeyAndWhatWasExpected) {
+  const std::pair<std::string, std::string> cases[] = {
+      {"{}", "expected the key \"model\", got an object with none"},
+      {"[]", "expected a tokenizer as a JSON object, got array"},
+      {"5", "expected a tokenizer as a JSON object, got number"},
+      {"{", "expected JSON, got a parse error at line 1, column 2: "},
+      {R"({"model": 5})", "expected an object with \"type\", got number"},
+      {R"({"model": {"type": 5}})", "expected a string in \"type\", got number"},
+      {R"({"model": {}})", "expected the key \"vocab\", got an object with none"},
+      {R"({"model": {"vocab": []}})", "expected an object in \"vocab\", got array"},
+      {R"({"model": {"vocab": {}, "merges": {}}})", "expected an array in \"merges\", got object"},
+      {R"({"model": {"vocab": {}, "merges": [[1, 2]]}})",
+       "expected two tokens in merge 0, got [1,2]"},
+      {R"({"model": {"ignore_merges": "no"}})",
+       "expected true or false in \"ignore_merges\", got string"},
+      {R"({"pre_tokenizer": [], "model": {}})", "expected an object with \"type\", got array"},
+      {R"({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 1}, "model": {}})",
+       "expected an array in \"pretokenizers\", got number"},
+      {R"({"pre_tokenizer": {"type": "Split", "pattern": "x", "behavior": "Removed"}, "model": {}})",
+       "expected an object with \"String\", got string"}};
+  for (const auto& [content, expected] : cases) {
+    const std::string error = load_error(content);
+    EXPECT_THAT(error, HasSubstr("tokenizer.json: " + expected)) << content;
+    EXPECT_THAT(error, ::testing::Not(HasSubstr("json.exception"))) << content;
+  }
+  json document = small_tokenizer();
+  document["added_tokens"] = {{{"content", 5}}};
+  EXPECT_THAT(load_error(document.dump()),
+              HasSubstr("expected a string in \"content\", got number"));
+  document["added_tokens"] = 5;
+  EXPECT_THAT(load_error(document.dump()), HasSubstr("an array in \"added_tokens\", got number"));
+}
+
+TEST(Tokenizer, WrongTypesInTheConfigurationToo) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.write("tokenizer.json", small_tokenizer().dump());
+  for (const auto& [content, expected] : std::vector<std::pair<std::string, std::string>>{
+           {"[]", "expected the tokenizer's configuration as a JSON object, got array"},
+           {R"({"eos_token": 5})", "expected a string in \"eos_token\", got number"},
+           {R"({"eos_token": {}})", "expected the key \"content\", got an object with none"}}) {
+    directory.write("tokenizer_config.json", content);
+    EXPECT_THAT(error_of([&] {
+                  load_tokenizer({"huggingface", path});
+                }),
+                HasSubstr("tokenizer_config.json: " + expected));
+  }
 }
 
 TEST(Tokenizer, Gpt2FilesByDirectoryAndByPrefix) {

@@ -11,7 +11,8 @@ import tempfile
 import unittest
 
 BINARY = pathlib.Path(sys.argv.pop(1)).resolve()
-COMMANDS = ["train", "validate", "generate", "eval", "export", "import", "tokenizer", "data"]
+COMMANDS = ["train", "validate", "generate", "eval", "export", "import", "tokenizer train", "tokenizer encode",
+            "tokenizer decode", "data prepare", "data inspect"]
 MINIMAL = """\
 job: {run_dir: x}
 tokenizer: {kind: bytes}
@@ -50,10 +51,23 @@ class FrontBinary(unittest.TestCase):
         self.assertEqual(overview.returncode, 0)
         for command in COMMANDS:
             self.assertIn(f"\n  {command} ", overview.stdout)
-            result = run(command, "--help")
+            words = command.split()
+            result = run(*words, "--help")
             self.assertEqual(result.returncode, 0, result.stderr)
-            self.assertIn("narrowgauge " + command, result.stdout)
-            self.assertEqual(result.stdout, run("help", command).stdout)
+            self.assertIn("usage: narrowgauge " + command, result.stdout)
+            self.assertEqual(result.stdout, run("help", *words).stdout)
+            self.assertEqual(result.stdout, run(*words, "-h").stdout)
+        for group in ("tokenizer", "data"):
+            result = run(group, "--help")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            for command in COMMANDS:
+                self.assertEqual(f"\n  {command} " in result.stdout, command.startswith(group + " "))
+            self.assertEqual(result.stdout, run("help", group).stdout)
+        train = run("train", "--help").stdout
+        for text in ("help config", "docs/CONFIG.md", "job.run_dir holds a checkpoint", "SIGTERM", "exit code 75"):
+            self.assertIn(text, train)
+        tests = run("test", "--help")
+        self.assertEqual((tests.returncode, "narrowgauge test [--slow]" in tests.stdout), (0, True))
         for same in (["-h"], ["help"], ["help", "--help"], ["help", "help"]):
             self.assertEqual(run(*same).stdout, overview.stdout)
         self.assertIn("\n## optimizer\n", run("help", "config").stdout)
@@ -63,7 +77,15 @@ class FrontBinary(unittest.TestCase):
 
     def test_mistakes_in_the_command(self):
         self.fails(run(), 2, "usage: narrowgauge COMMAND")
-        self.fails(run("trian"), 2, "narrowgauge trian: unknown command trian; did you mean train?")
+        for arguments in (["trian"], ["trian", "--help"], ["trian", "x.yaml"]):
+            self.fails(run(*arguments), 2, "narrowgauge: unknown command trian; did you mean train?\n"
+                       "see narrowgauge --help\n")
+        for arguments in (["tokenizer", "trian"], ["tokenizer", "trian", "--help"], ["help", "tokenizer", "trian"]):
+            self.fails(run(*arguments), 2, "unknown command trian; did you mean train?")
+        self.fails(run("tokenizer"), 2, "narrowgauge tokenizer: expected a command after it: train, encode, decode")
+        self.fails(run("data", "x"), 2, "narrowgauge data: unknown command x; the commands are prepare, inspect")
+        self.fails(run("help", "train", "x"), 2, "unexpected argument x after help train")
+        self.fails(run("test"), 2, "expected the launcher to run the tests: ./narrowgauge test")
         self.fails(run("serve"), 2, "the commands are train, validate, ")
         self.fails(run("help", "trian"), 2, "did you mean train?")
         self.fails(run("--hlep"), 2, "unknown command --hlep")
@@ -75,6 +97,9 @@ class FrontBinary(unittest.TestCase):
         self.fails(run("eval", "--model", "m", "--data", "d", "--seq-len", "x"), 2, '--seq-len: expected an integer')
         self.fails(run("export"), 2, "expected RUN")
         self.fails(run("import", "x"), 2, "expected --output DIR")
+        self.fails(run("data", "prepare"), 2, "narrowgauge data prepare: expected SOURCE",
+                   "see narrowgauge data prepare --help")
+        self.fails(run("tokenizer", "encode", "--tokenzier", "x"), 2, "did you mean --tokenizer?")
 
     def test_validate_prints_the_resolved_configuration(self):
         result = run("validate", self.config, "training.steps=7", "--world-size", "2")
@@ -109,12 +134,44 @@ class FrontBinary(unittest.TestCase):
         self.fails(run("train", self.config, "training.global_batch_size=8", OMPI_COMM_WORLD_SIZE="3"), 2,
                    "x 3 ranks")
 
+    def test_one_rank_tells_a_mistake_of_all(self):
+        told = run("train", self.config, "training.stepz=7", OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0")
+        self.fails(told, 2, "narrowgauge train: override")
+        # mpirun ends the others when rank 0 has ended; one that it leaves alone speaks at last.
+        for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
+            with subprocess.Popen([BINARY, "train", self.config, "training.stepz=7"], env={name: "1"},
+                                  stderr=subprocess.PIPE, text=True) as other:
+                with self.assertRaises(subprocess.TimeoutExpired):
+                    other.wait(0.3)
+                other.terminate()
+                self.assertEqual(other.communicate()[1], "")
+        late = run("train", self.config, "training.stepz=7", OMPI_COMM_WORLD_RANK="1")
+        self.fails(late, 2, "rank 1: narrowgauge train: override")
+
+    def test_under_mpirun_the_mistake_appears_once(self):
+        mpirun = shutil.which("mpirun")
+        self.assertIsNotNone(mpirun, "mpirun is part of the set-up")
+        result = subprocess.run([mpirun, "-np", "3", "--oversubscribe", BINARY, "train", self.config, "training.stepz=7"],
+                                capture_output=True, text=True, timeout=60,
+                                env={**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"})
+        self.assertNotEqual(result.returncode, 0)
+        self.assertEqual(result.stderr.count("unknown key training.stepz"), 1, result.stderr)
+
     def test_full_disk_is_a_failure(self):
         with open("/dev/full", "w") as full:
             result = subprocess.run([BINARY, "validate", self.config], stdout=full, stderr=subprocess.PIPE,
                                     text=True, timeout=60)
         self.assertEqual(result.returncode, 1)
-        self.assertIn("standard output", result.stderr)
+        self.assertEqual(result.stderr, "narrowgauge validate: expected to write to standard output, got an error\n")
+        for arguments, text in ((["tokenizer", "encode", "--tokenizer", "bytes"], "x\n" * 100000),
+                                (["data", "inspect", self.config], "")):
+            (self.folder / "a.bin").write_bytes(bytes(1000))
+            arguments = [self.folder / "a.bin" if a == self.config else a for a in arguments]
+            with open("/dev/full", "w") as full:
+                result = subprocess.run([BINARY, *arguments], stdout=full, stderr=subprocess.PIPE, input=text,
+                                        text=True, timeout=60)
+            self.assertEqual(result.returncode, 1)
+            self.assertEqual(result.stderr.count("standard output"), 1, result.stderr)
 
     def test_work_goes_to_the_sibling_with_the_same_arguments(self):
         front = shutil.copy(BINARY, self.folder / "narrowgauge")
@@ -131,6 +188,11 @@ class FrontBinary(unittest.TestCase):
             result = run(*arguments, binary=binary)
             self.assertEqual(result.returncode, 75, result.stderr)
             self.assertEqual(result.stdout, f"{arguments}\n")
+        for name in ("generate --model m", "eval --model m --data d", "export r", "import f --output o"):
+            self.fails(run(*name.split(), binary=front, OMPI_COMM_WORLD_SIZE="2"), 2,
+                       "expected one process, got 2 ranks; only train runs on several, so start "
+                       f"{name.split()[0]} without mpirun")
+            self.assertEqual(run(*name.split(), binary=front, OMPI_COMM_WORLD_SIZE="1").returncode, 75)
         for other in (["generate", "--model", "m", "--prompt", "-"], ["eval", "--model", "m", "--data", "d"],
                       ["export", "r"], ["import", "f", "--output", "o"]):
             self.assertEqual(run(*other, binary=front).stdout, f"{other}\n")

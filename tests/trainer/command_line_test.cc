@@ -72,6 +72,71 @@ TEST(ParseImport, TakesSourceAndOutput) {
   EXPECT_EQ(options.output, "out");
 }
 
+TEST(ParseTokenizer, TakesEveryOption) {
+  const TokenizerTrainOptions train = parse_tokenizer_train(
+      Arguments{"a,b.txt", "--output", "t.json", "--vocab-size=900", "--pre-tokenizer", "gpt2",
+                "--special-token", "<a>", "--special-token=<b>,", "--field", "body",
+                "--invalid-utf8", "replace", "--threads", "2", "dir"});
+  EXPECT_EQ(train.sources, (Arguments{"a,b.txt", "dir"}));
+  EXPECT_EQ(train.output, "t.json");
+  EXPECT_EQ(train.vocab_size, 900);
+  EXPECT_EQ(train.pre_tokenizer, "gpt2");
+  EXPECT_EQ(train.special_tokens, (Arguments{"<a>", "<b>,"}));
+  EXPECT_EQ(train.text_field, "body");
+  EXPECT_TRUE(train.replace_invalid_utf8);
+  EXPECT_EQ(train.num_threads, 2);
+  const TokenizerEncodeOptions encode = parse_tokenizer_encode(Arguments{
+      "--tokenizer", "t", "--kind", "gpt2", "--json", "--document", "--invalid-utf8=replace"});
+  EXPECT_EQ(encode.tokenizer, "t");
+  EXPECT_EQ(encode.kind, "gpt2");
+  EXPECT_TRUE(encode.json && encode.document && encode.replace_invalid_utf8);
+  const TokenizerDecodeOptions decode = parse_tokenizer_decode(Arguments{"--tokenizer=bytes"});
+  EXPECT_EQ(decode.tokenizer, "bytes");
+  EXPECT_EQ(decode.kind, "");
+  EXPECT_FALSE(decode.json);
+}
+
+TEST(ParseData, TakesEveryOption) {
+  const DataPrepareOptions prepare = parse_data_prepare(
+      Arguments{"--tokenizer", "t.json", "--field", "body", "--invalid-utf8", "replace",
+                "--validation-fraction", "0.5", "--cache-dir", "c", "--threads", "3", "a", "b"});
+  EXPECT_EQ(prepare.tokenizer, "t.json");
+  EXPECT_EQ(prepare.text_field, "body");
+  EXPECT_TRUE(prepare.replace_invalid_utf8);
+  EXPECT_EQ(prepare.validation_fraction, 0.5);
+  EXPECT_EQ(prepare.cache_dir, "c");
+  EXPECT_EQ(prepare.num_threads, 3);
+  EXPECT_EQ(prepare.sources, (Arguments{"a", "b"}));
+  const DataInspectOptions inspect = parse_data_inspect(
+      Arguments{"c", "--tokenizer", "t", "--window", "10", "--windows", "0", "--verify"});
+  EXPECT_EQ(inspect.cache, "c");
+  EXPECT_EQ(inspect.tokenizer, "t");
+  EXPECT_EQ(inspect.window, 10);
+  EXPECT_EQ(inspect.num_windows, 0);
+  EXPECT_TRUE(inspect.verify);
+}
+
+TEST(Parse, DefaultsOfTokenizerAndDataAreThoseOfTheStructs) {
+  const TokenizerTrainOptions train =
+      parse_tokenizer_train(Arguments{"--output", "o", "--vocab-size", "300", "x"});
+  EXPECT_EQ(train.pre_tokenizer, TokenizerTrainOptions{}.pre_tokenizer);
+  EXPECT_EQ(train.special_tokens, TokenizerTrainOptions{}.special_tokens);
+  EXPECT_EQ(train.text_field, TokenizerTrainOptions{}.text_field);
+  EXPECT_EQ(train.num_threads, TokenizerTrainOptions{}.num_threads);
+  EXPECT_FALSE(train.replace_invalid_utf8);
+  const DataPrepareOptions prepare = parse_data_prepare(Arguments{"x"});
+  EXPECT_EQ(prepare.tokenizer, DataPrepareOptions{}.tokenizer);
+  EXPECT_EQ(prepare.text_field, DataPrepareOptions{}.text_field);
+  EXPECT_EQ(prepare.validation_fraction, DataPrepareOptions{}.validation_fraction);
+  EXPECT_EQ(prepare.cache_dir, "");
+  EXPECT_EQ(prepare.num_threads, DataPrepareOptions{}.num_threads);
+  const DataInspectOptions inspect = parse_data_inspect(Arguments{"x"});
+  EXPECT_EQ(inspect.tokenizer, "");
+  EXPECT_EQ(inspect.window, DataInspectOptions{}.window);
+  EXPECT_EQ(inspect.num_windows, DataInspectOptions{}.num_windows);
+  EXPECT_FALSE(inspect.verify);
+}
+
 TEST(Parse, SaysWhatIsWrong) {
   struct Mistake {
     std::function<void(const Arguments&)> parse;
@@ -84,6 +149,11 @@ TEST(Parse, SaysWhatIsWrong) {
   const auto eval = [](const Arguments& a) { parse_eval(a); };
   const auto exported = [](const Arguments& a) { parse_export(a); };
   const auto imported = [](const Arguments& a) { parse_import(a); };
+  const auto tokenizer_train = [](const Arguments& a) { parse_tokenizer_train(a); };
+  const auto encode = [](const Arguments& a) { parse_tokenizer_encode(a); };
+  const auto decode = [](const Arguments& a) { parse_tokenizer_decode(a); };
+  const auto prepare = [](const Arguments& a) { parse_data_prepare(a); };
+  const auto inspect = [](const Arguments& a) { parse_data_inspect(a); };
   const Mistake mistakes[] = {
       {train, {}, "expected CONFIG: YAML file"},
       {train, {""}, "expected CONFIG: YAML file"},
@@ -141,6 +211,51 @@ TEST(Parse, SaysWhatIsWrong) {
        {"r", "--dtype", "fp8"},
        "--dtype: expected one of float32, bfloat16, got \"fp8\""},
       {imported, {"a"}, "expected --output DIR: where to write"},
+      {tokenizer_train,
+       {"--output", "o", "--vocab-size", "300"},
+       "expected SOURCE: files, directories and globs of text and .jsonl"},
+      {tokenizer_train,
+       {"--output", "o", "x"},
+       "expected --vocab-size N: entries, the 256 bytes and special tokens included"},
+      {tokenizer_train,
+       {"--output", "o", "--vocab-size", "1e3", "x"},
+       "--vocab-size: expected an integer of at least 1, got \"1e3\"; write 1000"},
+      {tokenizer_train,
+       {"--output", "o", "--vocab-size", "300", "--threads", "-1", "x"},
+       "--threads: expected an integer of at least 0, got \"-1\""},
+      {tokenizer_train,
+       {"--output", "o", "--vocab-size", "300", "--pre-tokenizer", "bert", "x"},
+       "--pre-tokenizer: expected one of llama3, gpt2, got \"bert\""},
+      {tokenizer_train,
+       {"--output", "o", "--vocab-siz", "300", "x"},
+       "unknown option --vocab-siz; did you mean --vocab-size?"},
+      {encode, {}, "expected --tokenizer PATH: bytes, or a tokenizer file or directory"},
+      {encode, {"--tokenizer", "t", "text"}, "unexpected argument \"text\""},
+      {encode, {"--tokenizer", "none"}, "--tokenizer: expected a tokenizer of text, got \"none\""},
+      {encode,
+       {"--tokenizer", "t", "--kind", "gpt3"},
+       "--kind: expected one of huggingface, gpt2, sentencepiece, got \"gpt3\""},
+      {encode,
+       {"--tokenizer", "t", "--invalid-utf8", "ignore"},
+       "--invalid-utf8: expected one of error, replace, got \"ignore\""},
+      {decode, {"--tokenizer", "t", "x"}, "unexpected argument \"x\""},
+      {prepare, {}, "expected SOURCE: files, directories and globs of text and .jsonl"},
+      {prepare, {"x", "--unknown"}, "unknown option --unknown"},
+      {prepare,
+       {"x", "--threads", "many"},
+       "--threads: expected an integer of at least 0, got \"many\""},
+      {prepare,
+       {"x", "--threads", "5000000000"},
+       "--threads: expected at most 4096, got \"5000000000\""},
+      {prepare,
+       {"x", "--validation-fraction", "1"},
+       "--validation-fraction: expected a number of at least 0, below 1, got \"1\""},
+      {prepare,
+       {"x", "--tokenizer", "none"},
+       "--tokenizer: expected a tokenizer of text, got \"none\""},
+      {inspect, {}, "expected CACHE: file that prepare wrote, or .bin"},
+      {inspect, {"a", "b"}, "unexpected argument \"b\""},
+      {inspect, {"a", "--window", "0"}, "--window: expected an integer of at least 1, got \"0\""},
   };
   for (const auto& [parse, arguments, error] : mistakes) {
     try {
@@ -153,11 +268,14 @@ TEST(Parse, SaysWhatIsWrong) {
 }
 
 TEST(CommandHelp, ListsEveryOptionAndAnExample) {
-  for (const char* command : {"train", "validate", "generate", "eval", "export", "import"}) {
+  for (const char* command :
+       {"train", "validate", "generate", "eval", "export", "import", "tokenizer train",
+        "tokenizer encode", "tokenizer decode", "data prepare", "data inspect"}) {
     const std::string help = command_help(command);
     EXPECT_NE(help.find("usage: narrowgauge " + std::string(command) + " "), std::string::npos);
-    EXPECT_NE(help.find("examples:\n  narrowgauge " + std::string(command) + " "),
+    EXPECT_NE(help.find("narrowgauge " + std::string(command) + " ", help.find("examples:\n")),
               std::string::npos);
+    EXPECT_EQ(help.find("(default: "), std::string::npos);
   }
   EXPECT_NE(command_help("generate").find("--top-p P"), std::string::npos);
 }

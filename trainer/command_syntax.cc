@@ -1,0 +1,186 @@
+#include "trainer/command_syntax.h"
+
+#include <map>
+#include <stdexcept>
+#include <string>
+
+namespace narrowgauge::trainer {
+namespace {
+
+using Argument = CommandArgument;
+using Syntaxes = std::map<std::string_view, CommandSyntax>;
+
+constexpr Argument kConfig = {"config", "CONFIG", "YAML file", "", Argument::kPositional, true};
+constexpr Argument kOverrides = {"overrides", "KEY=VALUE", "section.key=value, after the file", "",
+                                 Argument::kPositionalList};
+constexpr Argument kModel = {
+    "model", "DIR", "Hugging Face directory, or a run directory", "", Argument::kOption, true};
+constexpr Argument kModelTokenizer = {
+    "tokenizer", "PATH", "bytes, or a tokenizer file or directory, instead of the model's"};
+constexpr Argument kDevice = {"device", "NAME", "auto, cpu or cuda", "auto"};
+constexpr Argument kJson = {"json", "", "print one JSON object"};
+constexpr Argument kKind = {"kind", "KIND",
+                            "huggingface, gpt2 or sentencepiece; default: what PATH looks like"};
+constexpr Argument kInvalidUtf8 = {
+    "invalid-utf8", "WHAT", "error, or replace: read U+FFFD for bytes that are not UTF-8", "error"};
+constexpr Argument kField = {"field", "NAME", "of .jsonl objects, which holds the text", "text"};
+constexpr Argument kThreads = {"threads", "N", "0: one for each processor", "0"};
+constexpr Argument kSources = {"sources",
+                               "SOURCE",
+                               "files, directories and globs of text and .jsonl",
+                               "",
+                               Argument::kPositionalList,
+                               true};
+
+void add_training(Syntaxes& all) {
+  all["train"] = {
+      "Trains the model of a configuration, or resumes the run its job.run_dir holds.",
+      "CONFIG [section.key=value ...]",
+      {kConfig, kOverrides},
+      "  narrowgauge train configs/quickstart.yaml\n"
+      "  narrowgauge train configs/shakespeare_char.yaml training.steps=200 optimizer.lr=3.0e-4\n"
+      "  mpirun -np 4 narrowgauge train configs/bench/llama_12m.yaml training.local_batch_size=2\n",
+      "`narrowgauge help config` lists every key, as docs/CONFIG.md does.\n"
+      "A run whose job.run_dir holds a checkpoint goes on from the newest one.\n"
+      "SIGINT, SIGTERM and SIGUSR1 end it after a checkpoint with exit code 75: start it again to "
+      "resume.\n"};
+  all["validate"] = {
+      "Checks a configuration without loading anything and prints it with all defaults.",
+      "CONFIG [section.key=value ...] [--world-size N]",
+      {kConfig, kOverrides, {"world-size", "N", "check that the mesh and the batch fit N ranks"}},
+      "  narrowgauge validate configs/quickstart.yaml\n"
+      "  narrowgauge validate configs/quickstart.yaml training.global_batch_size=64 "
+      "--world-size 4\n"};
+  all["test"] = {"Builds and runs every test. The launcher of the repository does it, no other.",
+                 "[--slow] [BAZEL ARGUMENT ...]",
+                 {{"slow", "", "the long tests too"}},
+                 "  ./narrowgauge test //tests/data/...\n"};
+}
+
+void add_models(Syntaxes& all) {
+  all["generate"] = {
+      "Continues a prompt.",
+      "--model DIR [--prompt TEXT] [options]",
+      {kModel,
+       kModelTokenizer,
+       {"prompt", "TEXT", "where to begin"},
+       {"max-new-tokens", "N", "length of the continuation", "100"},
+       {"temperature", "T", "0: always the likeliest token", "0.8"},
+       {"top-p", "P", "sample among the likeliest tokens that hold this probability", "0.95"},
+       {"seed", "N", "equal seeds, equal text", "42"},
+       kDevice,
+       kJson},
+      "  narrowgauge generate --model runs/quickstart --prompt 'def forward(' --seed 7\n"
+      "  narrowgauge generate --model runs/quickstart/hf --temperature 0 --json\n"};
+  all["eval"] = {
+      "Measures a model.",
+      "--model DIR --data FILE[,FILE...] [options]",
+      {kModel,
+       kModelTokenizer,
+       {"tasks", "LIST", "perplexity: loss, and perplexity per token, byte and word", "perplexity"},
+       {"data", "LIST", "text files, globs or directories, separated by commas", "",
+        Argument::kOption, true},
+       {"seq-len", "N", "window in tokens; 0: the model's longest, at most 2048", "0"},
+       kDevice,
+       kJson},
+      "  narrowgauge eval --model runs/quickstart --tasks perplexity --data held_out.txt "
+      "--seq-len 256 --json\n"};
+  all["export"] = {"Writes a checkpoint as a Hugging Face directory.",
+                   "RUN [--output DIR] [--dtype NAME] [--step N]",
+                   {{"run", "RUN", "run directory", "", Argument::kPositional, true},
+                    {"output", "DIR", "where to write; default: RUN/hf"},
+                    {"dtype", "NAME", "float32 or bfloat16", "float32"},
+                    {"step", "N", "of the checkpoint; -1: the newest", "-1"}},
+                   "  narrowgauge export runs/quickstart --dtype bfloat16 --output "
+                   "quickstart_bf16\n"};
+  all["import"] = {"Turns a model of another program into a Hugging Face directory to start from.",
+                   "FROM --output DIR",
+                   {{"from", "FROM", "llama2.c .bin file, or Hugging Face directory", "",
+                     Argument::kPositional, true},
+                    {"output", "DIR", "where to write", "", Argument::kOption, true}},
+                   "  narrowgauge import stories260K.bin --output stories260K\n"};
+}
+
+void add_tokenizers(Syntaxes& all) {
+  constexpr Argument kTokenizer = {
+      "tokenizer", "PATH", "bytes, or a tokenizer file or directory", "", Argument::kOption, true};
+  all["tokenizer train"] = {
+      "Trains a byte-level BPE on text and writes a tokenizer.json for Hugging Face tokenizers.",
+      "--output FILE --vocab-size N [options] SOURCE ...",
+      {{"output", "FILE", "tokenizer.json to write", "", Argument::kOption, true},
+       {"vocab-size", "N", "entries, the 256 bytes and special tokens included", "",
+        Argument::kOption, true},
+       {"pre-tokenizer", "NAME", "llama3 or gpt2", "llama3"},
+       {"special-token", "TEXT", "may be given more than once; the first ends documents",
+        "<|endoftext|>", Argument::kRepeatedOption},
+       kField,
+       kInvalidUtf8,
+       kThreads,
+       kSources},
+      "  narrowgauge tokenizer train --vocab-size 8000 --output tokenizer.json 'text/**/*.txt'\n",
+      "Reads the first 256 MiB of text: more changes no merge that matters. Where FILE is named\n"
+      "tokenizer.json, a tokenizer_config.json is written beside it for transformers.\n"};
+  all["tokenizer encode"] = {
+      "Prints the token ids of each line of standard input as a JSON array.",
+      "--tokenizer PATH [options] < TEXT",
+      {kTokenizer,
+       kKind,
+       {"json", "", "lines are JSON strings, so that a text may hold newlines"},
+       {"document", "", "with the tokens that begin and end a document"},
+       kInvalidUtf8},
+      "  narrowgauge tokenizer encode --tokenizer tokenizer.json < text.txt\n"};
+  all["tokenizer decode"] = {
+      "Prints the text of each line of standard input, a JSON array of token ids.",
+      "--tokenizer PATH [options] < IDS",
+      {kTokenizer, kKind, {"json", "", "print JSON strings, so that a text may hold newlines"}},
+      "  echo '[72, 105]' | narrowgauge tokenizer decode --tokenizer bytes\n"};
+}
+
+void add_data(Syntaxes& all) {
+  all["data prepare"] = {
+      "Tokenizes text once, ahead of the runs that name the same sources, tokenizer and options.",
+      "[options] SOURCE ...",
+      {{"tokenizer", "PATH", "bytes, or a tokenizer file or directory", "bytes"},
+       kKind,
+       kField,
+       kInvalidUtf8,
+       {"validation-fraction", "F", "say what a run with this fraction holds out", "0.05"},
+       {"cache-dir", "DIR",
+        "default: $NARROWGAUGE_CACHE/tokens or ~/.cache/narrowgauge/tokens, as for train"},
+       kThreads,
+       kSources},
+      "  narrowgauge data prepare --tokenizer tokenizer.json text/ 'more/**/*.jsonl'\n",
+      "train does it by itself when it finds no cache.\n"};
+  all["data inspect"] = {
+      "Prints what a cache or a .bin file of token ids holds.",
+      "[options] CACHE",
+      {{"tokenizer", "PATH", "decode the first windows with it"},
+       kKind,
+       {"window", "N", "tokens of a window", "64"},
+       {"windows", "N", "how many to print", "2"},
+       {"verify", "", "read every token and compare the checksum"},
+       {"cache", "CACHE", "file that prepare wrote, or .bin", "", Argument::kPositional, true}},
+      "  narrowgauge data inspect cache/0123.tokens --tokenizer tokenizer.json --window 128\n"};
+}
+
+Syntaxes all_syntaxes() {
+  Syntaxes all;
+  add_training(all);
+  add_models(all);
+  add_tokenizers(all);
+  add_data(all);
+  return all;
+}
+
+}  // namespace
+
+const CommandSyntax& command_syntax(std::string_view command) {
+  static const Syntaxes all = all_syntaxes();
+  const auto found = all.find(command);
+  if (found == all.end()) {
+    throw std::logic_error("no syntax for the subcommand " + std::string(command));
+  }
+  return found->second;
+}
+
+}  // namespace narrowgauge::trainer
