@@ -4,39 +4,76 @@
 # torch wheel of the other machine, which must have the same version (third_party/requirements.txt):
 #   OUTPUT/narrowgauge train OUTPUT/configs/bench/llama_12m.yaml
 # looks for torch through NARROWGAUGE_TORCH (the folder .../site-packages/torch) or the machine's python3.
+# The program is built first, unless NARROWGAUGE_BINARIES names the folder of another build.
 set -euo pipefail
-[ $# -eq 1 ] && [ "$1" != --help ] || { sed -n '2,7p' "${BASH_SOURCE[0]}"; exit 2; }
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
+[ $# -eq 1 ] && [[ $1 != -* ]] || { sed -n '2,7s/^# //p' "$root/tools/bundle.sh"; [ "${1:-}" = --help ] && exit 0 || exit 2; }
 output=$1
-[ ! -e "$output" ] || { echo "bundle: $output exists; remove it or choose another folder" >&2; exit 1; }
-mkdir -p "$output/bin" "$output/lib"
+fail() {
+  echo "bundle: $1" >&2
+  exit 1
+}
+[ ! -e "$output" ] || fail "$output exists; remove it or choose another folder"
+[ -n "${NARROWGAUGE_BINARIES:-}" ] || "$root/narrowgauge" --version >/dev/null
 binaries=${NARROWGAUGE_BINARIES:-$root/bazel-bin/trainer}
-cp -L "$binaries"/narrowgauge{,_torch} "$output/bin/"
-chmod u+w "$output"/bin/*
-cp -r "$root/configs" "$output/"
+torch_version=$(sed -n 's/^torch==//p' "$root/third_party/requirements.txt")
+programs=("$binaries"/narrowgauge{,_torch})
+for program in "${programs[@]}"; do
+  [ -x "$program" ] || fail "no program $program; build it, or leave NARROWGAUGE_BINARIES unset"
+done
+needed=$(ldd "${programs[@]}")
+! grep 'not found' <<<"$needed" >&2 || fail "these libraries are missing on this machine, too; run tools/setup.sh"
 
-mkdir -p "$output/lib-mpi"
-ldd "$binaries"/narrowgauge{,_torch} | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u | while read -r library; do
+# Put together beside its final name, so that an interrupted run leaves nothing that looks whole.
+building=$output.building.$$
+trap 'rm -rf "$building"' EXIT
+mkdir -p "$building"/{bin,lib,lib-mpi}
+cp -L "${programs[@]}" "$building/bin/"
+chmod u+w "$building"/bin/*
+cp -rL "$root/configs" "$building/"
+
+awk '$2 == "=>" && $3 ~ /^\// {print $3}' <<<"$needed" | sort -u | while read -r library; do
   case $(basename "$library") in
     libtorch* | libc10* | libcud* | libcupti* | libgomp*) ;;  # beside libtorch
     libc.so* | libm.so* | libpthread* | libdl* | librt* | libutil* | libstdc++* | libgcc_s* | libz.so*) ;;  # the machine's
-    libmpi* | libopen-* | libhwloc* | libevent* | libudev*) cp -L "$library" "$output/lib-mpi/" ;;
-    *) cp -L "$library" "$output/lib/" ;;
+    libmpi* | libopen-* | libhwloc* | libevent* | libudev*) cp -L "$library" "$building/lib-mpi/" ;;
+    *) cp -L "$library" "$building/lib/" ;;
   esac
 done
 
-cat >"$output/narrowgauge" <<'LAUNCHER'
-#!/usr/bin/env bash
-set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-torch=${NARROWGAUGE_TORCH:-$(python3 -c 'import importlib.util; print(importlib.util.find_spec("torch").submodule_search_locations[0])')}
-nvidia=$(printf '%s:' "$torch"/../nvidia/*/lib)
+{
+  printf '#!/usr/bin/env bash\nset -euo pipefail\ntorch_version=%s\n' "$torch_version"
+  cat <<'LAUNCHER'
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+find_torch='import importlib.util, sys
+sys.path = [folder for folder in sys.path if folder]  # not the current folder
+found = importlib.util.find_spec("torch")
+print(found.submodule_search_locations[0] if found else "")'
+torch=${NARROWGAUGE_TORCH:-$(python3 -c "$find_torch" 2>/dev/null || :)}
+if [ ! -e "$torch/lib/libtorch_cpu.so" ]; then
+  echo "narrowgauge: found no libtorch in '$torch'; pip install torch==$torch_version, or set NARROWGAUGE_TORCH to .../site-packages/torch" >&2
+  exit 1
+fi
+found_version=$(sed -nE "s/^__version__ = '([^'+]*).*/\1/p" "$torch/version.py")
+if [ "$found_version" != "$torch_version" ]; then
+  echo "narrowgauge: expected torch $torch_version, got $found_version in $torch; pip install torch==$torch_version" >&2
+  exit 1
+fi
+libraries=$here/lib
 # The machine's own MPI knows its launcher; the bundled one serves runs of a single process.
-mpi=$here/lib-mpi:
-ldconfig -p | grep -q 'libmpi.so.40 ' && mpi=
-export LD_LIBRARY_PATH=$here/lib:$mpi$torch/lib:$nvidia${LD_LIBRARY_PATH:-}
+case $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p) in
+  *'libmpi.so.40 '*) ;;
+  *) libraries+=:$here/lib-mpi ;;
+esac
+libraries+=:$torch/lib
+for folder in "$torch"/../nvidia/*/lib; do
+  [ ! -d "$folder" ] || libraries+=:$folder
+done
+export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export NARROWGAUGE_ROOT=$here
 exec "$here/bin/narrowgauge" "$@"
 LAUNCHER
-chmod +x "$output/narrowgauge"
+} >"$building/narrowgauge"
+chmod +x "$building/narrowgauge"
+mv -T "$building" "$output"
 du -sh "$output" >&2

@@ -4,7 +4,7 @@
 # passes by ending with 0.
 set -euo pipefail
 python=${NARROWGAUGE_PYTHON:?set by ./narrowgauge test; run the test through it}
-grep -qE '^(import|from) unittest' "$1" || exec "$python" "$@"
+grep -qE '^(import|from) .*\bunittest\b' "$1" || exec "$python" "$@"
 
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
