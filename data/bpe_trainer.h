@@ -20,7 +20,7 @@ struct BpeTrainerOptions {
 };
 
 // A byte-level BPE learns nothing more from text beyond this; see read_documents in text_source.h.
-inline constexpr uint64_t kEnoughTrainingBytes = 256 << 20;
+inline constexpr uint64_t kEnoughTrainingBytes = uint64_t{256} << 20;
 
 // Throws std::invalid_argument for options that make no sense.
 void check_bpe_options(const BpeTrainerOptions& options);

@@ -163,7 +163,8 @@ std::pair<std::string, std::string> parse_merge(const json& merge, size_t rank) 
 
 void refuse_unless_empty(const json& model, const char* key) {
   const auto found = model.find(key);
-  const bool empty = found == model.end() || found->is_null() || *found == "" || *found == 0.0;
+  const bool empty =
+      found == model.end() || found->is_null() || *found == json("") || *found == 0.0;
   if (!empty) {
     throw std::runtime_error(std::string("expected no ") + key + " in the model, got " +
                              found->dump() + "; it is not supported");

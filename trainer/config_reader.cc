@@ -251,7 +251,7 @@ class Reader {
 };
 
 std::string read_bounded(const std::string& path) {
-  constexpr std::streamsize kMoreThanEnough = 512 * 1024;  // parse_yaml refuses it
+  constexpr std::streamsize kMoreThanEnough = 512L * 1024;  // parse_yaml refuses it
   std::error_code ignored;
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path, ignored)) {

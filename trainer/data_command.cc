@@ -48,7 +48,7 @@ void print_window(const data::TokenStorage& storage, int64_t begin, int64_t size
   std::vector<int64_t> ids(std::min(size, storage.num_tokens() - begin));
   storage.read(begin, ids);
   std::printf("tokens [%lld, %lld)\n", static_cast<long long>(begin),
-              static_cast<long long>(begin + static_cast<int64_t>(ids.size())));
+              static_cast<long long>(begin) + static_cast<long long>(ids.size()));
   std::printf("  %s\n", nlohmann::json(ids).dump().c_str());
   if (tokenizer == nullptr) return;
   const std::vector<int32_t> narrow(ids.begin(), ids.end());

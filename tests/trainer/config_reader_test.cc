@@ -195,14 +195,19 @@ TEST(ReadConfig, OverridesFollowTheSameRules) {
 TEST(ReadConfig, OverridesReplaceTheFileAndLaterOnesEarlierOnes) {
   const TrainConfig config =
       read(kMinimal, {"training.steps=5", "data.train=[b.txt, \"c,d.txt\"]", "training.steps=7",
-                      "generation.prompt=Once: [upon] 'a' #time",
-                      "data.cache_dir=", "optimizer.lr=1e-3", "export.enable=false"});
+                      "generation.prompt=Once: [upon] 'a' #time", "data.cache_dir=here",
+                      "optimizer.lr=1e-3", "export.enable=false"});
   EXPECT_EQ(config.training.steps, 7);
   EXPECT_EQ(config.data.train, (std::vector<std::string>{"b.txt", "c,d.txt"}));
   EXPECT_EQ(config.generation.prompt, "Once: [upon] 'a' #time");
-  EXPECT_EQ(config.data.cache_dir, "");
+  EXPECT_EQ(config.data.cache_dir, "here");
   EXPECT_EQ(config.optimizer.lr, 1e-3);
   EXPECT_FALSE(config.export_.enable);
+}
+
+// "" is data::default_cache_dir(), where `data prepare` writes unless told otherwise.
+TEST(ReadConfig, TokensAreCachedWhereDataPreparePutsThem) {
+  EXPECT_EQ(read(kMinimal).data.cache_dir, "");
 }
 
 TEST(ReadConfig, TakesTextAsItStands) {
