@@ -21,10 +21,11 @@ missing_packages() {
 }
 
 # Says every five seconds what COMMAND ... prints, while the process that runs this script lives: pip and apt-get are
-# silent for minutes. The lock is closed, so that a killed set-up leaves no holder of it behind.
+# silent for minutes. The lock is closed, so that a killed set-up leaves no holder of it behind; sleep, which outlives
+# its loop, holds no output open either.
 progress_pid=""
 start_progress() {
-  while sleep 5 && kill -0 $$ 2>/dev/null; do say "      $("$@" 2>/dev/null)"; done 9>&- &
+  while sleep 5 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do say "      $("$@" 2>/dev/null)"; done 9>&- &
   progress_pid=$!
 }
 stop_progress() {

@@ -10,8 +10,8 @@
 
 namespace narrowgauge::trainer {
 
-// The optimizer that section `optimizer` describes, over this rank's shards. Weight decay leaves out norms,
-// biases and embeddings unless optimizer.decay_norms_and_embeddings is set.
+// The optimizer that section `optimizer` describes, over this rank's shards. Weight decay leaves
+// out norms, biases and embeddings unless optimizer.decay_norms_and_embeddings is set.
 std::unique_ptr<optim::Optimizer> build_optimizer(
     const TrainConfig& config, const std::vector<fsdp::ShardedParameter>& parameters);
 

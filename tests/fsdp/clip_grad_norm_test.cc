@@ -65,8 +65,8 @@ TEST(ClipGradNorm, EqualsOneProcessForEveryNormAndMesh) {
                                          .narrow(0, parameter.row_begin, parameter.local.size(0));
           EXPECT_TRUE(parameter.local.grad().allclose(clipped, 1e-4, 1e-6)) << parameter.fqn;
         }
-        EXPECT_NEAR(clip_grad_norm(parameters, 2 * max_norm, mesh, norm_type),
-                    max_norm, 2 * kTolerance * max_norm);
+        EXPECT_NEAR(clip_grad_norm(parameters, 2 * max_norm, mesh, norm_type), max_norm,
+                    2 * kTolerance * max_norm);
       });
     }
   }
