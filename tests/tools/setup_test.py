@@ -66,6 +66,7 @@ class Setup(unittest.TestCase):
     def test_sets_up_once(self):
         done = self.run_setup()
         self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("failed", done.stderr)
         update, install, venv = self.calls()
         self.assertRegex(update, "^apt-get noninteractive a .*update$")
         self.assertRegex(install, "^apt-get noninteractive a .*install -y --no-install-recommends libone-dev libtwo-dev$")
