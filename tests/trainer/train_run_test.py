@@ -199,7 +199,7 @@ class TrainRun(unittest.TestCase):
         self.assertEqual((self.folder / "run/metrics.jsonl").read_text(), before)
 
     def test_bad_input_is_named(self):
-        self.assert_fails("missing.txt: expected a file", config=self.write_config("no-file", "missing.txt"))
+        self.assert_fails("'missing.txt', which matches nothing", config=self.write_config("no-file", "missing.txt"))
         empty = self.folder / "nothing.txt"
         empty.touch()
         self.assert_fails("empty", config=self.write_config("no-text", empty))
