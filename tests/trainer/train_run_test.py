@@ -1,6 +1,6 @@
 """Whole runs of narrowgauge train on a tiny model: learning, exit codes, resuming, ranks, export, bad input.
 
-Argument: narrowgauge_torch (the binary).
+Argument: narrowgauge (the binary; narrowgauge_torch beside it).
 """
 import json
 import os
@@ -202,7 +202,7 @@ class TrainRun(unittest.TestCase):
         self.assert_fails("'missing.txt', which matches nothing", config=self.write_config("no-file", "missing.txt"))
         empty = self.folder / "nothing.txt"
         empty.touch()
-        self.assert_fails("empty", config=self.write_config("no-text", empty))
+        self.assert_fails("1 file(s) without any", config=self.write_config("no-text", empty))
         latin1 = self.folder / "latin1.txt"
         latin1.write_bytes(b"x" * 1000 + b"\xe9" + b"y" * 1000)
         self.assert_fails("byte offset 1000", "tokenizer.kind=huggingface", "tokenizer.train_vocab_size=300",
