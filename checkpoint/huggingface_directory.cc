@@ -221,6 +221,8 @@ bool is_exported_name(const std::string& name, const HuggingFaceWriteOptions& op
                      [&](const CopiedFile& file) { return file.name == name; });
 }
 
+}  // namespace
+
 void check_replaceable(const fs::path& directory, const HuggingFaceWriteOptions& options) {
   if (!fs::exists(directory)) {
     return;
@@ -238,6 +240,8 @@ void check_replaceable(const fs::path& directory, const HuggingFaceWriteOptions&
     }
   }
 }
+
+namespace {
 
 std::string dtype_name(at::ScalarType dtype) {
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf,

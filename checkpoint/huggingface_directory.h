@@ -67,6 +67,11 @@ struct HuggingFaceWriteOptions {
   std::vector<CopiedFile> copied_files = {};  // what the tokenizer needs
 };
 
+// Throws std::runtime_error unless `directory` is absent, empty or an earlier export: what
+// write_huggingface_directory would refuse, known before a long run.
+void check_replaceable(const std::filesystem::path& directory,
+                       const HuggingFaceWriteOptions& options);
+
 // Writes `directory` so that transformers loads it: config.json, generation_config.json and the
 // tokenizer's files first, weights last, all in DIRECTORY.tmp, which is then renamed. A directory
 // already there is replaced in one step; one that holds anything an export does not write is

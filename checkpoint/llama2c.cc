@@ -92,7 +92,7 @@ class Cursor {
  public:
   explicit Cursor(at::Tensor flat) : flat_(std::move(flat)) {}
 
-  at::Tensor take(std::vector<int64_t> sizes) {
+  at::Tensor take(const std::vector<int64_t>& sizes) {
     const int64_t numel = c10::multiply_integers(sizes);
     offset_ += numel;
     return flat_.narrow(0, offset_ - numel, numel).view(sizes);

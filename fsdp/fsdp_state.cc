@@ -10,7 +10,7 @@
 namespace narrowgauge::fsdp {
 namespace {
 
-at::Tensor cast_floating(at::Tensor tensor, std::optional<at::ScalarType> dtype) {
+at::Tensor cast_floating(const at::Tensor& tensor, std::optional<at::ScalarType> dtype) {
   return dtype && tensor.is_floating_point() ? tensor.to(*dtype) : tensor;
 }
 

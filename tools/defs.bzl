@@ -22,6 +22,10 @@ def ng_cc_test(name, srcs = None, deps = [], copts = [], size = "small", **kwarg
         **kwargs
     )
 
+def ng_torch_test(name, deps = [], **kwargs):
+    """A C++ test on tensors: torch's generator is seeded before each case."""
+    ng_cc_test(name = name, deps = deps + ["//tests/support:seed_tests"], **kwargs)
+
 def ng_python_test(name, srcs = None, data = [], size = "medium", args = [], **kwargs):
     """A test in Python that runs in the pinned environment (torch, transformers, torchao as oracles)."""
     main = srcs[0] if srcs else name + ".py"

@@ -8,6 +8,26 @@
 
 namespace narrowgauge::trainer {
 
+namespace {
+
+checkpoint::HuggingFaceWriteOptions write_options(const data::Tokenizer* tokenizer,
+                                                  at::ScalarType dtype) {
+  checkpoint::HuggingFaceWriteOptions options;
+  options.dtype = dtype;
+  if (tokenizer != nullptr) {
+    for (const data::TokenizerFile& file : tokenizer->exported_files()) {
+      options.copied_files.push_back({file.path, file.exported_name});
+    }
+  }
+  return options;
+}
+
+}  // namespace
+
+void check_export(const std::filesystem::path& directory, const data::Tokenizer* tokenizer) {
+  checkpoint::check_replaceable(directory, write_options(tokenizer, at::kFloat));
+}
+
 void export_huggingface_directory(
     const RunDirectory& run, const nn::TransformerConfig& config, const data::Tokenizer* tokenizer,
     const std::filesystem::path& directory, at::ScalarType dtype,
@@ -18,8 +38,6 @@ void export_huggingface_directory(
         checkpoint::read_file(run.base_config_file()), run.base_config_file().string());
   }
   description.transformer = config;
-  checkpoint::HuggingFaceWriteOptions options;
-  options.dtype = dtype;
   if (tokenizer != nullptr) {
     if (!description.bos_token_id) {
       description.bos_token_id = tokenizer->bos_id();
@@ -27,11 +45,9 @@ void export_huggingface_directory(
     if (const auto eos = tokenizer->eos_id(); eos && description.eos_token_ids.empty()) {
       description.eos_token_ids = {*eos};
     }
-    for (const data::TokenizerFile& file : tokenizer->exported_files()) {
-      options.copied_files.push_back({file.path, file.exported_name});
-    }
   }
-  checkpoint::write_huggingface_directory(directory, description, full_parameter, options);
+  checkpoint::write_huggingface_directory(directory, description, full_parameter,
+                                          write_options(tokenizer, dtype));
 }
 
 }  // namespace narrowgauge::trainer

@@ -12,6 +12,9 @@
 
 namespace narrowgauge::trainer {
 
+// Throws std::runtime_error if `directory` holds what an export would not replace.
+void check_export(const std::filesystem::path& directory, const data::Tokenizer* tokenizer);
+
 // Writes a run's model to `directory` in Hugging Face form: config.json, weights in `dtype` and the
 // files of `tokenizer` (which may be null). The tokens that begin and end a document are those of
 // the model the run began with, else the tokenizer's. full_parameter gives each whole parameter by

@@ -9,7 +9,6 @@
 
 #include "checkpoint/durable_file.h"
 #include "data/bpe_trainer.h"
-#include "data/source_files.h"
 #include "data/text_source.h"
 #include "trainer/stage_progress.h"
 
@@ -18,20 +17,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A byte-level BPE learns nothing more from text beyond this.
-constexpr uint64_t kTokenizerTrainingBytes = 256 << 20;
-
 bool trains_its_own(const TrainConfig& config) {
   return config.tokenizer.train_vocab_size > 0 && config.tokenizer.path.empty();
 }
 
 // The folder appears under its name only when complete.
 void train_tokenizer(const TrainConfig& config, const fs::path& folder) {
+  StageProgress progress;
   const std::vector<std::string> documents = data::read_documents(
       config.data.train, {config.data.text_field, config.data.invalid_utf8 == "replace"},
-      kTokenizerTrainingBytes);
+      data::kEnoughTrainingBytes,
+      [&](double fraction) { progress.update("tokenizer, reading text", fraction); });
   const std::vector<std::string_view> views(documents.begin(), documents.end());
-  StageProgress progress;
   data::BpeTrainerOptions options;
   options.vocab_size = config.tokenizer.train_vocab_size;
   options.num_threads = static_cast<int>(config.training.num_threads);

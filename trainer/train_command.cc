@@ -16,6 +16,7 @@
 #include "trainer/config_check.h"
 #include "trainer/config_reader.h"
 #include "trainer/device.h"
+#include "trainer/export_run.h"
 #include "trainer/model_shape.h"
 #include "trainer/run_directory.h"
 #include "trainer/stop_signal.h"
@@ -93,6 +94,9 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
   check(config);
   if (world->rank() == 0) {
     describe_start(config, run, world->size(), device);
+    if (config.export_.enable) {
+      check_export(run.huggingface(), data.tokenizer.get());
+    }
   }
 
   Trainer trainer(config, run, std::move(data), world, device);

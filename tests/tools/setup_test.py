@@ -115,7 +115,9 @@ class Setup(unittest.TestCase):
             self.assert_lock_is_free()  # though the display of progress and pip still live
             os.kill(int(pip.read_text()), 0)
         finally:
-            subprocess.run(["pkill", "-KILL", "-P", pip.read_text().strip()], check=False)
+            for child in pathlib.Path(f"/proc/{pip.read_text().strip()}/task").glob("*/children"):
+                for pid in child.read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
             try:
                 os.kill(int(pip.read_text()), signal.SIGKILL)
             except ProcessLookupError:
