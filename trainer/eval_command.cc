@@ -1,7 +1,5 @@
 #include "trainer/eval_command.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cctype>
 #include <cstdio>
@@ -19,6 +17,7 @@
 #include "trainer/device.h"
 #include "trainer/load_model.h"
 #include "trainer/perplexity.h"
+#include "trainer/stage_progress.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -97,13 +96,6 @@ nlohmann::ordered_json to_json(const std::optional<double>& value) {
   return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
 }
 
-// A line rewritten in place on a terminal; nothing elsewhere, where only the result is wanted.
-void show_progress(double fraction) {
-  if (isatty(STDERR_FILENO) == 1) {
-    std::fprintf(stderr, "\r\033[Kscored %.0f %%%s", 100 * fraction, fraction >= 1.0 ? "\n" : "");
-  }
-}
-
 }  // namespace
 
 int eval_command(const EvalOptions& options) {
@@ -120,9 +112,10 @@ int eval_command(const EvalOptions& options) {
   if (std::ranges::none_of(documents, [](const auto& d) { return d.tokens.size() > 1; })) {
     throw std::runtime_error("--data: expected a document of at least two tokens, got none");
   }
-  const Perplexity result =
-      evaluate_perplexity(*loaded.model, documents, seq_len,
-                          std::max<int64_t>(1, kTokensPerBatch / seq_len), show_progress);
+  StageProgress progress;
+  const Perplexity result = evaluate_perplexity(
+      *loaded.model, documents, seq_len, std::max<int64_t>(1, kTokensPerBatch / seq_len),
+      [&](double fraction) { progress.update("scoring", fraction); });
   if (!options.json) {
     print_table(result, seq_len);
     return kExitDone;
