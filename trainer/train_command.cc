@@ -26,36 +26,26 @@
 namespace narrowgauge::trainer {
 namespace {
 
-// Processors that this process may use. mpirun binds each of one or two ranks to a single core
-// unless told otherwise; a rank is meant to have its share of the host, so such a binding is
-// widened.
-int64_t num_processors(int local_size) {
+// A rank's share of its host's processors, at most as many as it may run on. mpirun binds each of
+// one or two ranks to a single core unless told otherwise; such a binding is widened.
+int64_t share_of_processors(int local_size) {
+  const auto online = static_cast<int64_t>(std::thread::hardware_concurrency());
+  const int64_t share = std::max<int64_t>(1, online / local_size);
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) >= share) {
+    return share;
+  }
   cpu_set_t all;
   CPU_ZERO(&all);
-  const auto online = static_cast<int64_t>(std::thread::hardware_concurrency());
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) {
-    return online;
-  }
-  const int64_t share = std::max<int64_t>(1, online / local_size);
-  if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr || CPU_COUNT(&allowed) >= share) {
-    return CPU_COUNT(&allowed);
-  }
   for (int64_t processor = 0; processor < online; ++processor) {
     CPU_SET(processor, &all);
   }
-  return sched_setaffinity(0, sizeof all, &all) == 0 ? share * local_size : CPU_COUNT(&allowed);
-}
-
-int64_t choose_num_threads(const TrainConfig& config, const comm::MpiSession& session) {
-  if (config.training.num_threads > 0) {
-    return config.training.num_threads;
-  }
-  return std::max<int64_t>(1, num_processors(session.local_size()) / session.local_size());
+  const bool launched = std::getenv("OMPI_COMM_WORLD_RANK") != nullptr;
+  return launched && sched_setaffinity(0, sizeof all, &all) == 0 ? share : CPU_COUNT(&allowed);
 }
 
 // Keeps freed memory in the process. A step frees and takes the same large tensors again; glibc
-// would return them to the kernel each time, and the page faults cost a tenth of a step on the CPU.
+// would return them to the kernel each time, and each return costs page faults.
 void keep_freed_memory() {
   constexpr int kMegabytes = 1 << 20;
   mallopt(M_MMAP_THRESHOLD, 1024 * kMegabytes);
@@ -86,7 +76,9 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
   plan_ranks(config, world->size());
   const RunDirectory run =
       world->rank() == 0 ? RunDirectory::open(config) : RunDirectory::attach(config);
-  config.training.num_threads = choose_num_threads(config, session);
+  if (config.training.num_threads == 0) {
+    config.training.num_threads = share_of_processors(session.local_size());
+  }
   at::set_num_threads(static_cast<int>(config.training.num_threads));
   const at::Device device = select_device(config.training.device, world->size());
   fill_model_shape(config.model, run);
