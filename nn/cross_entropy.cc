@@ -9,8 +9,10 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "cuda/launch_scope.h"
 #include "nn/kernel_dispatch.h"
 #include "nn/kernels/cross_entropy.h"
+#include "nn/kernels/cross_entropy_cuda.h"
 
 namespace narrowgauge::nn {
 namespace {
@@ -35,6 +37,40 @@ void check_targets(const at::Tensor& targets, int64_t vocab, int64_t ignore_inde
   }
 }
 
+// The sum of the rows' losses; log_sum_exp: [rows] out.
+at::Tensor forward_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
+                           const at::Tensor& log_sum_exp, int64_t ignore_index) {
+  const cuda::LaunchScope scope(logits);
+  const at::Tensor loss = at::empty_like(log_sum_exp);
+  const at::Tensor sum = at::empty({}, log_sum_exp.options());
+  with_element_type(logits, [&](auto element) {
+    using T = decltype(element);
+    kernels::cross_entropy(const_pointer<T>(logits), targets.const_data_ptr<int64_t>(),
+                           log_sum_exp.mutable_data_ptr<float>(), loss.mutable_data_ptr<float>(),
+                           logits.size(0), logits.size(1), ignore_index, scope.stream());
+  });
+  kernels::sum_loss(loss.const_data_ptr<float>(), sum.mutable_data_ptr<float>(), loss.numel(),
+                    scope.stream());
+  return sum;
+}
+
+// grad_loss stays on the device: reading it here would wait for everything before.
+at::Tensor backward_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
+                            const at::Tensor& log_sum_exp, const at::Tensor& grad_loss,
+                            int64_t ignore_index) {
+  const cuda::LaunchScope scope(logits);
+  const at::Tensor grad = at::empty_like(logits);
+  const at::Tensor scale = grad_loss.to(at::kFloat);
+  with_element_type(logits, [&](auto element) {
+    using T = decltype(element);
+    kernels::cross_entropy_backward(const_pointer<T>(logits), targets.const_data_ptr<int64_t>(),
+                                    log_sum_exp.const_data_ptr<float>(),
+                                    scale.const_data_ptr<float>(), mutable_pointer<T>(grad),
+                                    logits.size(0), logits.size(1), ignore_index, scope.stream());
+  });
+  return grad;
+}
+
 struct CrossEntropySum : torch::autograd::Function<CrossEntropySum> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& targets, int64_t ignore_index) {
@@ -42,6 +78,11 @@ struct CrossEntropySum : torch::autograd::Function<CrossEntropySum> {
     const int64_t rows = logits.size(0);
     const int64_t vocab = logits.size(1);
     const at::Tensor log_sum_exp = at::empty({rows}, logits.options().dtype(at::kFloat));
+    context->save_for_backward({logits, targets, log_sum_exp});
+    context->saved_data["ignore_index"] = ignore_index;
+    if (logits.is_cuda()) {
+      return forward_on_cuda(logits, targets, log_sum_exp, ignore_index);
+    }
     const at::Tensor loss = at::empty_like(log_sum_exp);
     with_element_type(logits, [&](auto element) {
       using T = decltype(element);
@@ -56,8 +97,6 @@ struct CrossEntropySum : torch::autograd::Function<CrossEntropySum> {
     for (int64_t row = 0; row < rows; ++row) {
       sum += loss.const_data_ptr<float>()[row];
     }
-    context->save_for_backward({logits, targets, log_sum_exp});
-    context->saved_data["ignore_index"] = ignore_index;
     return at::full({}, sum, log_sum_exp.options());
   }
 
@@ -69,6 +108,10 @@ struct CrossEntropySum : torch::autograd::Function<CrossEntropySum> {
     const at::Tensor& logits = saved[0];
     const int64_t vocab = logits.size(1);
     const int64_t ignore_index = context->saved_data["ignore_index"].toInt();
+    if (logits.is_cuda()) {
+      return {backward_on_cuda(logits, saved[1], saved[2], grads[0], ignore_index), at::Tensor(),
+              at::Tensor()};
+    }
     const auto grad_loss = grads[0].item<float>();
     const at::Tensor grad = at::empty_like(logits);
     with_element_type(logits, [&](auto element) {
@@ -99,12 +142,16 @@ at::Tensor cross_entropy_sum_reference(const at::Tensor& logits, const at::Tenso
 
 at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& targets,
                              int64_t ignore_index) {
-  if (!has_cpu_kernel(logits)) {
+  if (!has_kernel(logits)) {
     return cross_entropy_sum_reference(logits, targets, ignore_index);
   }
   check_arguments(logits, targets);
+  TORCH_CHECK(targets.device() == logits.device(), "expected targets on ", logits.device(),
+              ", got them on ", targets.device());
   const at::Tensor packed = targets.contiguous();
-  check_targets(packed, logits.size(1), ignore_index);
+  if (packed.is_cpu()) {
+    check_targets(packed, logits.size(1), ignore_index);
+  }
   return CrossEntropySum::apply(logits, packed, ignore_index);
 }
 

@@ -12,7 +12,8 @@ namespace narrowgauge::nn {
 // target (it adds nothing and gets a zero gradient). Returns a 0-dim fp32 tensor; no valid row: 0.
 // Statistics in fp32, rows summed in fp64 in a fixed order, so the bits do not depend on the number
 // of threads. Differentiable once in logits; saves logits and one fp32 a row.
-// Throws on a target out of range and names its position. A row whose logits hold a NaN or +inf
+// Throws on a target out of range and names its position; on a GPU, where reading the targets would
+// cost a wait, the loss is NaN instead. A row whose logits hold a NaN or +inf
 // gives a NaN loss; -inf is probability zero.
 at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& targets,
                              int64_t ignore_index = -100);

@@ -98,7 +98,7 @@ struct EmbeddingLookup : torch::autograd::Function<EmbeddingLookup> {
 
 at::Tensor embedding_lookup(const at::Tensor& weight, const at::Tensor& ids) {
   check_arguments(weight, ids);
-  if (!has_cpu_kernel(weight)) {
+  if (!weight.is_cpu() || !has_kernel(weight)) {
     return at::embedding(weight, ids);
   }
   const at::Tensor packed = ids.contiguous();

@@ -5,12 +5,13 @@
 #include <algorithm>
 #include <cstdint>
 
-// What the functions of nn/ share when they call a CPU kernel: kernels know plain pointers, float
-// for fp32 and uint16_t for bf16.
+// What the functions of nn/ share when they call a kernel: kernels know plain pointers, float for fp32
+// and uint16_t for bf16. Which device's kernel runs is decided by x.is_cuda() where it is called.
 namespace narrowgauge::nn {
 
-inline bool has_cpu_kernel(const at::Tensor& x) {
-  return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+inline bool has_kernel(const at::Tensor& x) {
+  return (x.is_cpu() || x.is_cuda()) &&
+         (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
 template <typename T>
@@ -23,7 +24,7 @@ T* mutable_pointer(const at::Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-// Calls body with a value of the kernel's element type for x. REQUIRES: has_cpu_kernel(x).
+// Calls body with a value of the kernel's element type for x. REQUIRES: has_kernel(x).
 template <typename Body>
 void with_element_type(const at::Tensor& x, const Body& body) {
   if (x.scalar_type() == at::kFloat) {

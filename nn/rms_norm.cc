@@ -7,8 +7,10 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "cuda/launch_scope.h"
 #include "nn/kernel_dispatch.h"
 #include "nn/kernels/rms_norm.h"
+#include "nn/kernels/rms_norm_cuda.h"
 
 namespace narrowgauge::nn {
 namespace {
@@ -28,7 +30,7 @@ void check_arguments(const at::Tensor& x, const at::Tensor& weight) {
 }
 
 bool runs_kernel(const at::Tensor& x, const at::Tensor& weight) {
-  return has_cpu_kernel(x) && weight.is_cpu() && weight.scalar_type() != at::kDouble;
+  return has_kernel(x) && weight.device() == x.device() && weight.scalar_type() != at::kDouble;
 }
 
 at::Tensor wide(const at::Tensor& weight) { return weight.to(at::kFloat).contiguous(); }
@@ -42,11 +44,37 @@ struct Grads {
   at::Tensor weight;
 };
 
+Grads backward_on_cuda(const at::Tensor& grad_y, const at::Tensor& grad_h, const at::Tensor& x,
+                       const at::Tensor& weight, const at::Tensor& rstd) {
+  const cuda::LaunchScope scope(x);
+  const int64_t dim = x.size(-1);
+  const int64_t rows = rstd.numel();
+  const at::Tensor partial =
+      at::empty({kernels::rms_norm_backward_blocks(rows), dim}, rstd.options());
+  const at::Tensor grad_x = at::empty_like(x);
+  const at::Tensor grad_weight = at::empty({dim}, rstd.options());
+  const at::Tensor w = wide(weight);
+  with_element_type(x, [&](auto element) {
+    using T = decltype(element);
+    const at::Tensor gy = grad_y.contiguous();
+    const at::Tensor gh = grad_h.defined() ? grad_h.contiguous() : grad_h;
+    kernels::rms_norm_backward(const_pointer<T>(gy), gh.defined() ? const_pointer<T>(gh) : nullptr,
+                               const_pointer<T>(x), w.const_data_ptr<float>(),
+                               rstd.const_data_ptr<float>(), mutable_pointer<T>(grad_x),
+                               grad_weight.mutable_data_ptr<float>(),
+                               partial.mutable_data_ptr<float>(), rows, dim, scope.stream());
+  });
+  return {grad_x, grad_weight.to(weight.scalar_type())};
+}
+
 // grad_h may be undefined.
 Grads backward_kernel(const at::Tensor& grad_y, const at::Tensor& grad_h, const at::Tensor& x,
                       const at::Tensor& weight, const at::Tensor& rstd) {
   TORCH_CHECK(!at::GradMode::is_enabled(),
               "expected a first derivative, got create_graph; rms_norm is differentiable once");
+  if (x.is_cuda()) {
+    return backward_on_cuda(grad_y, grad_h, x, weight, rstd);
+  }
   const int64_t dim = x.size(-1);
   const int64_t rows = rstd.numel();
   const int64_t block_rows = std::max(kMinRowsPerBlock, (rows + kMaxBlocks - 1) / kMaxBlocks);
@@ -92,6 +120,13 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
     const int64_t dim = x.size(-1);
     with_element_type(x, [&](auto element) {
       using T = decltype(element);
+      if (x.is_cuda()) {
+        const cuda::LaunchScope scope(x);
+        kernels::rms_norm(const_pointer<T>(x), w.const_data_ptr<float>(), mutable_pointer<T>(y),
+                          rstd.mutable_data_ptr<float>(), rstd.numel(), dim,
+                          static_cast<float>(eps), scope.stream());
+        return;
+      }
       at::parallel_for(0, rstd.numel(), grain_rows(dim), [&](int64_t begin, int64_t end) {
         kernels::rms_norm(const_pointer<T>(x) + begin * dim, w.const_data_ptr<float>(),
                           mutable_pointer<T>(y) + begin * dim,
@@ -122,6 +157,14 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
     const int64_t dim = x.size(-1);
     with_element_type(x, [&](auto element) {
       using T = decltype(element);
+      if (x.is_cuda()) {
+        const cuda::LaunchScope scope(x);
+        kernels::add_rms_norm(const_pointer<T>(r), const_pointer<T>(x), w.const_data_ptr<float>(),
+                              mutable_pointer<T>(h), mutable_pointer<T>(y),
+                              rstd.mutable_data_ptr<float>(), rstd.numel(), dim,
+                              static_cast<float>(eps), scope.stream());
+        return;
+      }
       at::parallel_for(0, rstd.numel(), grain_rows(dim), [&](int64_t begin, int64_t end) {
         const int64_t at = begin * dim;
         kernels::add_rms_norm(const_pointer<T>(r) + at, const_pointer<T>(x) + at,

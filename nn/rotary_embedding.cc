@@ -11,8 +11,10 @@
 
 #include <numbers>
 
+#include "cuda/launch_scope.h"
 #include "nn/kernel_dispatch.h"
 #include "nn/kernels/rotary_embedding.h"
+#include "nn/kernels/rotary_embedding_cuda.h"
 #include "nn/rms_norm.h"
 
 namespace narrowgauge::nn {
@@ -93,8 +95,11 @@ struct SplitQkvRope : torch::autograd::Function<SplitQkvRope> {
     const at::Tensor qkv = input.contiguous();
     const int64_t batch = qkv.size(0);
     const kernels::QkvShape shape{qkv.size(1), num_heads, num_kv_heads, 2 * cos.size(1)};
+    // Attention on a GPU writes its output in q's layout: token by token, o_proj reads it as it is.
     const auto make = [&](int64_t heads) {
-      return at::empty({batch, heads, shape.length, shape.head_dim}, qkv.options());
+      return qkv.is_cuda() ? at::empty({batch, shape.length, heads, shape.head_dim}, qkv.options())
+                                 .transpose(1, 2)
+                           : at::empty({batch, heads, shape.length, shape.head_dim}, qkv.options());
     };
     const at::Tensor q = make(num_heads);
     const at::Tensor k = make(num_kv_heads);
@@ -104,6 +109,13 @@ struct SplitQkvRope : torch::autograd::Function<SplitQkvRope> {
       const kernels::QkvHeads<T> out{view_of<T>(q, mutable_pointer<T>(q)),
                                      view_of<T>(k, mutable_pointer<T>(k)),
                                      view_of<T>(v, mutable_pointer<T>(v))};
+      if (qkv.is_cuda()) {
+        const cuda::LaunchScope scope(qkv);
+        kernels::split_and_rotate(const_pointer<T>(qkv), out, cos.const_data_ptr<float>(),
+                                  sin.const_data_ptr<float>(), shape, batch * shape.length,
+                                  scope.stream());
+        return;
+      }
       at::parallel_for(0, batch * shape.length, grain_rows(qkv.size(2)), [&](int64_t b, int64_t e) {
         kernels::split_and_rotate(const_pointer<T>(qkv), out, cos.const_data_ptr<float>(),
                                   sin.const_data_ptr<float>(), shape, b, e);
@@ -133,6 +145,13 @@ struct SplitQkvRope : torch::autograd::Function<SplitQkvRope> {
       const kernels::QkvHeads<const T> in{view_of<const T>(q, const_pointer<T>(q)),
                                           view_of<const T>(k, const_pointer<T>(k)),
                                           view_of<const T>(v, const_pointer<T>(v))};
+      if (grad_qkv.is_cuda()) {
+        const cuda::LaunchScope scope(grad_qkv);
+        kernels::rotate_back_and_join(
+            in, mutable_pointer<T>(grad_qkv), saved[0].const_data_ptr<float>(),
+            saved[1].const_data_ptr<float>(), shape, batch * shape.length, scope.stream());
+        return;
+      }
       at::parallel_for(0, batch * shape.length, grain_rows(width), [&](int64_t b, int64_t e) {
         kernels::rotate_back_and_join(in, mutable_pointer<T>(grad_qkv),
                                       saved[0].const_data_ptr<float>(),
@@ -194,7 +213,7 @@ QKV split_qkv_rope_reference(const at::Tensor& qkv, const RotaryTable& table, in
 
 QKV split_qkv_rope(const at::Tensor& qkv, const RotaryTable& table, int64_t begin, HeadCounts heads,
                    const QKNorm& norm) {
-  if (!has_cpu_kernel(qkv)) {
+  if (!has_kernel(qkv)) {
     return split_qkv_rope_reference(qkv, table, begin, heads, norm);
   }
   check_arguments(qkv, table, begin, heads, norm);

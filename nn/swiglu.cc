@@ -6,8 +6,10 @@
 #include <ATen/ops/silu.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "cuda/launch_scope.h"
 #include "nn/kernel_dispatch.h"
 #include "nn/kernels/swiglu.h"
+#include "nn/kernels/swiglu_cuda.h"
 
 namespace narrowgauge::nn {
 namespace {
@@ -24,7 +26,14 @@ struct SwiGLU : torch::autograd::Function<SwiGLU> {
     const at::Tensor out = at::empty(sizes, gate_up.options());
     with_element_type(gate_up, [&](auto element) {
       using T = decltype(element);
-      at::parallel_for(0, out.numel() / ffn, grain_rows(2 * ffn), [&](int64_t begin, int64_t end) {
+      const int64_t rows = out.numel() / ffn;
+      if (out.is_cuda()) {
+        const cuda::LaunchScope scope(out);
+        kernels::swiglu(const_pointer<T>(gate_up), mutable_pointer<T>(out), rows, ffn,
+                        scope.stream());
+        return;
+      }
+      at::parallel_for(0, rows, grain_rows(2 * ffn), [&](int64_t begin, int64_t end) {
         kernels::swiglu(const_pointer<T>(gate_up) + 2 * begin * ffn,
                         mutable_pointer<T>(out) + begin * ffn, end - begin, ffn);
       });
@@ -43,6 +52,12 @@ struct SwiGLU : torch::autograd::Function<SwiGLU> {
     with_element_type(gate_up, [&](auto element) {
       using T = decltype(element);
       const int64_t rows = grad_out.numel() / ffn;
+      if (grad.is_cuda()) {
+        const cuda::LaunchScope scope(grad);
+        kernels::swiglu_backward(const_pointer<T>(grad_out), const_pointer<T>(gate_up),
+                                 mutable_pointer<T>(grad), rows, ffn, scope.stream());
+        return;
+      }
       at::parallel_for(0, rows, grain_rows(2 * ffn), [&](int64_t begin, int64_t end) {
         kernels::swiglu_backward(const_pointer<T>(grad_out) + begin * ffn,
                                  const_pointer<T>(gate_up) + 2 * begin * ffn,
@@ -64,7 +79,7 @@ at::Tensor swiglu_reference(const at::Tensor& gate_up) {
 at::Tensor swiglu(const at::Tensor& gate_up) {
   TORCH_CHECK(gate_up.dim() >= 1 && gate_up.size(-1) > 0 && gate_up.size(-1) % 2 == 0,
               "expected [..., 2 * ffn] with ffn > 0, got ", gate_up.sizes());
-  return has_cpu_kernel(gate_up) ? SwiGLU::apply(gate_up) : swiglu_reference(gate_up);
+  return has_kernel(gate_up) ? SwiGLU::apply(gate_up) : swiglu_reference(gate_up);
 }
 
 }  // namespace narrowgauge::nn

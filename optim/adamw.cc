@@ -1,9 +1,6 @@
 #include "optim/adamw.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/_fused_adamw.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 
@@ -11,6 +8,7 @@
 #include <cmath>
 #include <unordered_set>
 
+#include "cuda/launch_scope.h"
 #include "optim/kernels/adamw.h"
 
 namespace narrowgauge::optim {
@@ -84,6 +82,10 @@ void AdamW::make_moments(Slot& slot) {
 
 void AdamW::step(double lr, double gradient_scale) {
   ++step_count_;
+  // On a GPU all parameters go in few launches.
+  std::vector<kernels::AdamWTensor> on_device;
+  std::vector<at::Tensor> gradients;  // what on_device points into
+  const Slot* first_on_device = nullptr;
   for (Slot& slot : slots_) {
     const at::Tensor& grad = slot.param.grad();
     if (!grad.defined() || grad.numel() == 0) {
@@ -97,9 +99,20 @@ void AdamW::step(double lr, double gradient_scale) {
     if (slot.param.is_cpu()) {
       step_on_cpu(slot, gradient, lr * slot.lr_scale, gradient_scale);
     } else {
-      step_on_device(slot, gradient, lr * slot.lr_scale, gradient_scale);
+      on_device.push_back(device_update(slot, gradient, lr * slot.lr_scale));
+      gradients.push_back(gradient);
+      first_on_device = first_on_device == nullptr ? &slot : first_on_device;
+      TORCH_CHECK(slot.param.device() == first_on_device->param.device(),
+                  "expected all parameters on one device, got '", slot.name, "' on ",
+                  slot.param.device(), " and '", first_on_device->name, "' on ",
+                  first_on_device->param.device());
     }
     slot.param.unsafeGetTensorImpl()->bump_version();
+  }
+  if (first_on_device != nullptr) {
+    const cuda::LaunchScope scope(first_on_device->param);
+    kernels::adamw(on_device, coefficients_of(options_, step_count_, lr, 0.0, gradient_scale),
+                   scope.stream());
   }
 }
 
@@ -118,16 +131,16 @@ void AdamW::step_on_cpu(Slot& slot, const at::Tensor& gradient, double lr, doubl
   });
 }
 
-void AdamW::step_on_device(Slot& slot, const at::Tensor& gradient, double lr,
-                           double gradient_scale) {
-  const at::NoGradGuard no_grad;
-  const at::TensorOptions fp32 = slot.param.options().requires_grad(false);
-  const at::Tensor step = at::full({}, static_cast<double>(step_count_), fp32);
-  // torch's kernel divides by the scale, as a loss scale wants it.
-  const at::Tensor inverse_scale = at::full({}, 1.0 / gradient_scale, fp32);
-  at::_fused_adamw_({slot.param}, {gradient}, {slot.exp_avg}, {slot.exp_avg_sq}, {}, {step}, lr,
-                    options_.beta1, options_.beta2, slot.weight_decay, options_.eps,
-                    /*amsgrad=*/false, /*maximize=*/false, inverse_scale);
+kernels::AdamWTensor AdamW::device_update(const Slot& slot, const at::Tensor& gradient,
+                                          double lr) const {
+  const auto c = coefficients_of(options_, step_count_, lr, slot.weight_decay, 1.0);
+  return {slot.param.mutable_data_ptr<float>(),
+          gradient.const_data_ptr<float>(),
+          slot.exp_avg.mutable_data_ptr<float>(),
+          slot.exp_avg_sq.mutable_data_ptr<float>(),
+          slot.param.numel(),
+          c.decay,
+          c.negative_step};
 }
 
 void AdamW::zero_grad() {

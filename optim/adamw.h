@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "optim/kernels/adamw_cuda.h"
 #include "optim/optimizer.h"
 
 namespace narrowgauge::optim {
@@ -21,8 +22,8 @@ struct AdamWOptions {
 //   p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 // Equal bit for bit to torch.optim.AdamW(fused=True) on one thread of a processor with FMA (torch
 // 2.11's CPU kernel), and the same bits on any number of threads. Scaling the gradient while
-// reading it gives the bits of multiplying it in place first, as clip_grad_norm_ does. Parameters
-// on a GPU go through torch's own fused kernel.
+// reading it gives the bits of multiplying it in place first, as clip_grad_norm_ does. A GPU gives
+// the same bits. Parameters are on one device.
 class AdamW : public Optimizer {
  public:
   // Throws if a group's lists differ in length, a name repeats, a parameter is not contiguous
@@ -50,7 +51,7 @@ class AdamW : public Optimizer {
 
   static void make_moments(Slot& slot);
   void step_on_cpu(Slot& slot, const at::Tensor& gradient, double lr, double gradient_scale);
-  void step_on_device(Slot& slot, const at::Tensor& gradient, double lr, double gradient_scale);
+  kernels::AdamWTensor device_update(const Slot& slot, const at::Tensor& gradient, double lr) const;
 
   std::vector<Slot> slots_;
   AdamWOptions options_;

@@ -1,7 +1,7 @@
 """Checks the include rules of the tree and exits 1 with every breach listed.
 
 Arrows: a folder includes only what stands before it (ALLOWED). Kernels take plain pointers: of ours they include only
-other kernels and vectorize/, of libtorch nothing. Tiers: headers that cost seconds a unit to compile are banned, or
+other kernels, vectorize/ and cuda/, of libtorch nothing. Tiers: headers that cost seconds a unit to compile are banned, or
 allowed only where LIMITED names the file. Looks at every source that git tracks or does not ignore. Run from the
 repository root; takes no arguments.
 """
@@ -12,14 +12,15 @@ import sys
 
 ALLOWED = {
     "vectorize": {"vectorize"},
-    "nn": {"nn", "vectorize"},
+    "cuda": {"cuda"},
+    "nn": {"nn", "vectorize", "cuda"},
     "comm": {"comm"},
     "fsdp": {"fsdp", "nn", "comm"},
-    "float8": {"float8", "nn", "comm", "fsdp", "vectorize"},
-    "qat": {"qat", "nn", "float8", "vectorize"},
-    "quantization": {"quantization", "nn", "qat", "vectorize"},
-    "sparsity": {"sparsity", "nn", "vectorize"},
-    "optim": {"optim", "comm", "vectorize"},
+    "float8": {"float8", "nn", "comm", "fsdp", "vectorize", "cuda"},
+    "qat": {"qat", "nn", "float8", "vectorize", "cuda"},
+    "quantization": {"quantization", "nn", "qat", "vectorize", "cuda"},
+    "sparsity": {"sparsity", "nn", "vectorize", "cuda"},
+    "optim": {"optim", "comm", "vectorize", "cuda"},
     "data": {"data"},
     "checkpoint": {"checkpoint", "nn", "comm"},
     "export": {"export", "nn", "qat", "quantization", "sparsity", "checkpoint", "data"},
@@ -47,13 +48,17 @@ LIMITED = [
     (r"yaml-cpp/.*", r"trainer/[a-z_]*config[a-z_]*\.cc|tests/.*"),
     (r"mpi\.h", r"comm/mpi_[a-z_]+\.(h|cc)"),
 ]
+# In cuda/, where what kernels share lies, these look at tensors.
+TENSOR_SIDE = ("cuda/launch_scope.h", "cuda/libtorch_cuda.h", "cuda/libtorch_cuda.cc")
 SUFFIXES = ("h", "hh", "hpp", "cc", "cpp", "cu", "cuh")
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^">]+)[">]', re.M)
 
 
 def is_kernel(path):
+    if str(path) in TENSOR_SIDE:
+        return False
     return path.parts[0] not in ("tests", "benchmarks") and (
-        "kernels" in path.parts or path.parts[0] == "vectorize" or path.suffix in (".cu", ".cuh"))
+        "kernels" in path.parts or path.parts[0] in ("vectorize", "cuda") or path.suffix in (".cu", ".cuh"))
 
 
 def tier_breach(path, name):
@@ -87,7 +92,7 @@ def breaches(path):
         if ours and parts[0] not in ALLOWED[folder]:
             yield f"{name}: {folder}/ may include only {', '.join(sorted(ALLOWED[folder]))}"
         elif ours and is_kernel(path) and not is_kernel(pathlib.PurePosixPath(name)):
-            yield f"{name}: a kernel includes only kernels and vectorize/ of ours"
+            yield f"{name}: a kernel includes only kernels, vectorize/ and cuda/ of ours"
         if is_kernel(path) and parts[0] in ("ATen", "torch", "c10"):
             yield f"{name}: a kernel takes plain pointers and includes no torch header"
         elif breach := tier_breach(path, name):

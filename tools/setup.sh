@@ -2,15 +2,17 @@
 # Sets up everything the build and the tests need, once per machine and version:
 #   1. the packages of third_party/apt-packages.txt (needs root; without it, says what to ask for),
 #   2. a Python environment with the wheels of third_party/requirements.lock (libtorch lives in one of them),
-#   3. the link third_party/site, which Bazel reads as @torch.
-# The environment is kept in ${NARROWGAUGE_CACHE:-~/.cache/narrowgauge}, named by the lock file's hash, so a
-# second checkout reuses it. Running this again does nothing and takes milliseconds.
+#   3. nvcc, from the wheels of third_party/requirements-cuda.lock,
+#   4. the links third_party/site and third_party/cuda, which Bazel reads as @torch and @cuda.
+# Both are kept in ${NARROWGAUGE_CACHE:-~/.cache/narrowgauge}, named by their lock file's hash, so a second
+# checkout reuses them. Running this again does nothing and takes milliseconds.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 cache=${NARROWGAUGE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/narrowgauge}
-lock_hash=$(sha256sum third_party/requirements.lock | cut -c1-12)
-environment="$cache/python-$lock_hash"
+hash_of() { sha256sum "$1" | cut -c1-12; }
+environment=$cache/python-$(hash_of third_party/requirements.lock)
+cuda_environment=$cache/cuda-$(hash_of third_party/requirements-cuda.lock)
 say() { printf '[setup] %s\n' "$*" >&2; }
 
 missing_packages() {
@@ -55,7 +57,7 @@ install_packages() {
       exit 1
     fi
   fi
-  say "1/3 installing packages: $missing"
+  say "1/4 installing packages: $missing"
   # Variables go through env, since sudo drops the caller's. No question may be asked: nobody would see it.
   # shellcheck disable=SC2086  # the words are meant to split
   apt_get() {
@@ -75,13 +77,27 @@ make_environment() {
   local building="$environment.building.$$"
   rm -rf "$environment".building.*
   python3 -m venv "$building" 9>&-
-  say "2/3 installing the pinned Python wheels (5 GB, one to five minutes)"
+  say "2/4 installing the pinned Python wheels (5 GB, one to five minutes)"
   start_progress folder_progress "$building" 5300
   "$building/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
     -r third_party/requirements.lock </dev/null >&2 9>&-
   stop_progress
   # The folder appears under its final name only when complete, so an interrupted set-up is never half used.
   mv "$building" "$environment"
+}
+
+make_cuda_environment() {
+  local building="$cuda_environment.building.$$"
+  rm -rf "$cuda_environment".building.*
+  mkdir "$building"
+  say "3/4 installing nvcc (250 MB)"
+  "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$building" \
+    -r third_party/requirements-cuda.lock </dev/null >&2 9>&-
+  mv "$building" "$cuda_environment"
+}
+
+link() {
+  [ "$(readlink "$2" || :)" = "$1" ] || { say "4/4 linking $2"; ln -sfn "$1" "$2"; }
 }
 
 mkdir -p "$cache"
@@ -91,5 +107,6 @@ flock -n 9 || { say "another set-up is running; waiting for it"; flock 9; }
 missing=$(missing_packages)
 [ -z "$missing" ] || install_packages "$missing"
 [ -d "$environment" ] || make_environment
-site=$(echo "$environment"/lib/python3.*/site-packages)
-[ "$(readlink third_party/site || :)" = "$site" ] || { say "3/3 linking third_party/site"; ln -sfn "$site" third_party/site; }
+[ -d "$cuda_environment" ] || make_cuda_environment
+link "$(echo "$environment"/lib/python3.*/site-packages)" third_party/site
+link "$cuda_environment/nvidia/cu13" third_party/cuda

@@ -45,9 +45,11 @@ class CheckIncludes(unittest.TestCase):
         self.assert_clean("tests/nn/layer_test.cc", "<gtest/gtest.h>", '"tests/support/numerics.h"', '"trainer/a.h"')
         self.assert_clean("nn/kernels/a.cc", "<cmath>", '"nn/kernels/a.h"', '"vectorize/target_clones.h"')
         self.assert_clean("optim/kernels/a.cc", '"vectorize/target_clones.h"')
+        self.assert_clean("nn/kernels/a.cu", '"cuda/launch.cuh"', '"nn/kernels/a_cuda.h"')
+        self.assert_clean("cuda/launch_scope.h", "<ATen/core/Tensor.h>", '"cuda/stream_handle.h"')
 
     def test_arrows(self):
-        self.assert_breach("nn/a.h", '"fsdp/b.h"', "fsdp/b.h: nn/ may include only nn, vectorize")
+        self.assert_breach("nn/a.h", '"fsdp/b.h"', "fsdp/b.h: nn/ may include only cuda, nn, vectorize")
         self.assert_breach("data/a.cc", '"trainer/b.h"', "data/ may include only data")
         self.assert_breach("data/a.cc", '"vectorize/target_clones.h"', "data/ may include only data")
         self.assert_breach("trainer/a.cc", '"tests/support/b.h"', "trainer/ may include only")
@@ -77,8 +79,10 @@ class CheckIncludes(unittest.TestCase):
             self.assert_breach("nn/kernels/a.cc", include, "no torch header")
             self.assert_breach("vectorize/a.h", include, "no torch header")
             self.assert_breach("float8/a.cu", include, "no torch header")
-        self.assert_breach("nn/kernels/a.cc", '"nn/layer.h"', "a kernel includes only kernels and vectorize/")
-        self.assert_breach("float8/kernels/a.cu", '"nn/linear.h"', "a kernel includes only kernels and vectorize/")
+            self.assert_breach("cuda/launch.cuh", include, "no torch header")
+        self.assert_breach("nn/kernels/a.cc", '"nn/layer.h"', "a kernel includes only kernels, vectorize/")
+        self.assert_breach("float8/kernels/a.cu", '"nn/linear.h"', "a kernel includes only kernels, vectorize/")
+        self.assert_breach("nn/kernels/a.cu", '"cuda/launch_scope.h"', "a kernel includes only kernels, vectorize/")
         self.assert_breach("nn/kernels/a.cc", '"optim/kernels/b.h"', "nn/ may include only")
 
     def test_every_suffix_is_looked_at(self):
