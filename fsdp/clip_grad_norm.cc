@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <optional>
 
 namespace narrowgauge::fsdp {
 namespace {
@@ -20,6 +21,15 @@ std::vector<at::Tensor> gradients_of(const std::vector<ShardedParameter>& parame
   return gradients;
 }
 
+// Of at least one element; in fp32 where the gradient is narrower.
+at::Tensor norm_of(const at::Tensor& gradient, double norm_type) {
+  const bool narrow =
+      gradient.scalar_type() == at::kHalf || gradient.scalar_type() == at::kBFloat16;
+  return at::linalg_vector_norm(gradient, norm_type, /*dim=*/at::OptionalIntArrayRef(),
+                                /*keepdim=*/false,
+                                narrow ? std::optional(at::kFloat) : std::nullopt);
+}
+
 }  // namespace
 
 double total_grad_norm(const std::vector<ShardedParameter>& parameters,
@@ -28,13 +38,14 @@ double total_grad_norm(const std::vector<ShardedParameter>& parameters,
   const c10::NoGradGuard no_grad;
   const bool largest = std::isinf(norm_type);
   // fp64, so that the sum over shards does not depend on their number in the digits that fp32
-  // keeps.
-  const at::Tensor total = at::zeros({}, at::kDouble);
+  // keeps. Where the gradients are, as the communicator can reach it there.
+  const at::Device device = parameters.empty() ? at::kCPU : parameters[0].local.device();
+  const at::Tensor total = at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(device));
   for (const at::Tensor& gradient : gradients_of(parameters)) {
     if (gradient.numel() == 0) {
       continue;
     }
-    const at::Tensor norm = at::linalg_vector_norm(gradient, norm_type).to(at::kCPU, at::kDouble);
+    const at::Tensor norm = norm_of(gradient, norm_type).to(at::kDouble);
     if (largest) {
       total.copy_(total.maximum(norm));
     } else {
@@ -46,7 +57,7 @@ double total_grad_norm(const std::vector<ShardedParameter>& parameters,
   }
   if (mesh.replicate_axis().size() > 1) {
     // Hosts may sum with different numbers of threads; replicas must clip by the same bits.
-    mesh.replicate_axis().broadcast(total, 0);
+    mesh.replicate_axis().all_reduce(total, comm::ReduceOp::kMax);
   }
   return (largest ? total : total.pow(1.0 / norm_type)).item<double>();
 }

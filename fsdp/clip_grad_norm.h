@@ -11,8 +11,8 @@ namespace narrowgauge::fsdp {
 
 // The norm of all gradients as one vector, over the shards of all ranks; parameters without a
 // gradient are left out. norm_type: p of the p-norm, > 0; infinity is the largest magnitude. Equal
-// on all ranks; infinite or NaN if a gradient is. Collective: one all_reduce over the shard axis
-// and one broadcast of the scalar among replicas.
+// on all ranks; infinite or NaN if a gradient is. Collective: one all_reduce of a scalar over each
+// axis of more than one rank.
 double total_grad_norm(const std::vector<ShardedParameter>& parameters,
                        const comm::DeviceMesh& mesh, double norm_type = 2.0);
 

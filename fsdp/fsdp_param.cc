@@ -31,7 +31,7 @@ std::vector<int64_t> with_rows(std::vector<int64_t> sizes, int64_t rows) {
 }  // namespace
 
 FSDPParam::FSDPParam(std::string fqn, std::vector<Owner> owners, const at::Tensor& original,
-                     const comm::DeviceMesh& mesh, std::optional<at::ScalarType> param_dtype,
+                     const comm::DeviceMesh& mesh, const FullyShardOptions& options,
                      std::unique_ptr<ParamExtension> extension)
     : fqn_(std::move(fqn)),
       owners_(std::move(owners)),
@@ -39,8 +39,10 @@ FSDPParam::FSDPParam(std::string fqn, std::vector<Owner> owners, const at::Tenso
       global_sizes_(original.sizes().vec()),
       num_shards_(mesh.shard_axis().size()),
       requires_grad_(original.requires_grad()),
-      param_dtype_(original.is_floating_point() ? param_dtype.value_or(original.scalar_type())
-                                                : original.scalar_type()),
+      param_dtype_(original.is_floating_point()
+                       ? options.mp_policy.param_dtype.value_or(original.scalar_type())
+                       : original.scalar_type()),
+      offload_policy_(options.offload_policy),
       extension_(std::move(extension)) {
   TORCH_CHECK(original.dim() > 0 && original.numel() > 0,
               "expected parameters of at least one dimension and one element, got '", fqn_,
@@ -49,16 +51,27 @@ FSDPParam::FSDPParam(std::string fqn, std::vector<Owner> owners, const at::Tenso
               "' with strides ", original.strides(), "; replace it by its contiguous()");
   const c10::NoGradGuard no_grad;
   rows_ = row_range(global_sizes_[0], num_shards_, mesh.shard_axis().rank());
-  if (num_shards_ == 1 || original.is_meta()) {
-    const auto padded = with_rows(global_sizes_, padded_rows(global_sizes_[0], num_shards_));
-    set_sharded(num_shards_ == 1 ? original.detach() : at::empty(padded, original.options()));
+  const auto options_of_shard = sharded_options(original, original.device());
+  if (num_shards_ == 1 && options_of_shard.device() == original.device()) {
+    set_sharded(original.detach());
   } else {
     const auto padded = with_rows(global_sizes_, padded_rows(global_sizes_[0], num_shards_));
-    const at::Tensor buffer = at::zeros(padded, original.options());
-    buffer.narrow(0, 0, rows_.size).copy_(original.narrow(0, rows_.begin, rows_.size));
+    const at::Tensor buffer = at::zeros(padded, options_of_shard);
+    if (!original.is_meta()) {
+      buffer.narrow(0, 0, rows_.size).copy_(original.narrow(0, rows_.begin, rows_.size));
+    }
     set_sharded(buffer);
   }
-  make_unsharded();
+  make_unsharded(original.device());
+}
+
+at::TensorOptions FSDPParam::sharded_options(const at::Tensor& like,
+                                             const at::Device& device) const {
+  const auto options = like.options().requires_grad(false);
+  if (!offload_policy_ || device.is_meta()) {
+    return options.device(device);
+  }
+  return options.device(at::kCPU).pinned_memory(offload_policy_->pin_memory && !device.is_cpu());
 }
 
 bool FSDPParam::is_original(const at::Tensor& parameter) const {
@@ -68,8 +81,12 @@ bool FSDPParam::is_original(const at::Tensor& parameter) const {
 
 void FSDPParam::materialize(const at::Device& device) {
   const c10::NoGradGuard no_grad;
-  set_sharded(at::zeros(sharded_buffer_.sizes(), sharded_buffer_.options().device(device)));
-  make_unsharded();
+  set_sharded(at::zeros(sharded_buffer_.sizes(), sharded_options(sharded_buffer_, device)));
+  make_unsharded(device);
+}
+
+bool FSDPParam::is_stale() const {
+  return changed_ || gathered_version_ != static_cast<int64_t>(sharded_param_._version());
 }
 
 void FSDPParam::set_sharded(at::Tensor buffer) {
@@ -79,12 +96,13 @@ void FSDPParam::set_sharded(at::Tensor buffer) {
   changed_ = true;
 }
 
-void FSDPParam::make_unsharded() {
-  if (num_shards_ == 1 && !extension_ && param_dtype_ == sharded_param_.scalar_type()) {
+void FSDPParam::make_unsharded(const at::Device& device) {
+  if (num_shards_ == 1 && !extension_ && param_dtype_ == sharded_param_.scalar_type() &&
+      device == sharded_param_.device()) {
     unsharded_param_ = sharded_param_.detach();
   } else {
     unsharded_buffer_ = at::empty(with_rows(global_sizes_, num_shards_ * sharded_buffer_.size(0)),
-                                  sharded_buffer_.options().dtype(param_dtype_));
+                                  at::TensorOptions().dtype(param_dtype_).device(device));
     // variable_data gives it a version counter of its own: filling the buffer again is no in-place
     // change to autograd, which holds the same values as before.
     unsharded_param_ = unsharded_buffer_.narrow(0, 0, global_sizes_[0]).variable_data();
@@ -98,34 +116,47 @@ void FSDPParam::make_unsharded() {
   }
 }
 
-std::vector<at::Tensor> FSDPParam::all_gather_inputs() {
-  if (extension_) {
-    return extension_->pre_all_gather(sharded_buffer_);
+void FSDPParam::append_all_gather_inputs(std::vector<AllGatherInput>& inputs) {
+  if (post_forward_shard_.defined()) {
+    inputs.push_back({post_forward_shard_, param_dtype_});
+    return;
   }
-  return {sharded_buffer_};
+  changed_ = false;
+  gathered_version_ = static_cast<int64_t>(sharded_param_._version());
+  if (!extension_) {
+    inputs.push_back({sharded_buffer_, param_dtype_});
+    return;
+  }
+  for (at::Tensor& tensor : extension_->pre_all_gather(sharded_buffer_.to(device()))) {
+    inputs.push_back({tensor, tensor.scalar_type()});
+  }
 }
 
-std::vector<at::Tensor> FSDPParam::all_gather_outputs(const std::vector<at::Tensor>& inputs) {
+std::vector<at::Tensor> FSDPParam::all_gather_outputs(const AllGatherInput* inputs,
+                                                      size_t num_inputs, int64_t num_ranks) {
   if (!extension_) {
     allocate_storage(unsharded_buffer_);
     return {unsharded_buffer_};
   }
   std::vector<at::Tensor> outputs;
-  for (const at::Tensor& input : inputs) {
-    std::vector<int64_t> sizes = input.sizes().vec();
-    sizes.insert(sizes.begin(), num_shards_);
-    outputs.push_back(at::empty(sizes, input.options()));
+  for (size_t i = 0; i < num_inputs; ++i) {
+    std::vector<int64_t> sizes = inputs[i].tensor.sizes().vec();
+    sizes.insert(sizes.begin(), num_ranks);
+    outputs.push_back(
+        at::empty(sizes, at::TensorOptions().dtype(inputs[i].dtype).device(device())));
   }
   return outputs;
 }
 
 void FSDPParam::finish_unshard(std::vector<at::Tensor> outputs) {
+  post_forward_shard_.reset();
   if (extension_) {
     extension_->post_all_gather(std::move(outputs));
   }
 }
 
 void FSDPParam::reshard() {
+  post_forward_shard_.reset();
   if (extension_) {
     extension_->release();
   } else {
@@ -133,14 +164,20 @@ void FSDPParam::reshard() {
   }
 }
 
+void FSDPParam::reshard_post_forward(int64_t index, int64_t size) {
+  const c10::NoGradGuard no_grad;
+  const int64_t rows = unsharded_buffer_.size(0) / size;
+  post_forward_shard_ = unsharded_buffer_.narrow(0, index * rows, rows).clone();
+  free_storage(unsharded_buffer_);
+}
+
 void FSDPParam::refresh_if_changed() {
-  if (!unsharded_buffer_.defined() ||
-      (!changed_ && refreshed_version_ == static_cast<int64_t>(sharded_param_._version()))) {
+  if (!unsharded_buffer_.defined() || !is_stale()) {
     return;
   }
   if (extension_) {
     std::vector<at::Tensor> outputs;
-    for (const at::Tensor& input : extension_->pre_all_gather(sharded_buffer_)) {
+    for (const at::Tensor& input : extension_->pre_all_gather(sharded_buffer_.to(device()))) {
       outputs.push_back(input.unsqueeze(0));
     }
     extension_->post_all_gather(std::move(outputs));
@@ -148,14 +185,14 @@ void FSDPParam::refresh_if_changed() {
     unsharded_buffer_.copy_(sharded_buffer_);
   }
   changed_ = false;
-  refreshed_version_ = static_cast<int64_t>(sharded_param_._version());
+  gathered_version_ = static_cast<int64_t>(sharded_param_._version());
 }
 
 bool FSDPParam::has_unsharded_grad() const {
   return unsharded_param_.grad().defined() || accumulated_grad_.defined();
 }
 
-void FSDPParam::accumulate_unsharded_grad(std::optional<at::ScalarType> reduce_dtype) {
+void FSDPParam::accumulate_unsharded_grad(at::ScalarType dtype) {
   at::Tensor& grad = unsharded_param_.mutable_grad();
   if (!grad.defined()) {
     return;
@@ -163,7 +200,7 @@ void FSDPParam::accumulate_unsharded_grad(std::optional<at::ScalarType> reduce_d
   if (accumulated_grad_.defined()) {
     accumulated_grad_.add_(grad);
   } else {
-    accumulated_grad_ = grad.to(reduce_dtype.value_or(grad.scalar_type()));
+    accumulated_grad_ = grad.to(dtype);
   }
   grad.reset();
 }
@@ -184,7 +221,11 @@ void FSDPParam::add_sharded_grad(const at::Tensor& grad) {
   if (sharded_grad.defined()) {
     sharded_grad.add_(grad);
   } else {
-    sharded_grad = grad.to(sharded_param_.scalar_type()).contiguous();
+    sharded_grad = grad.to(sharded_param_.options()).contiguous();
+  }
+  if (hook_) {
+    hook_(sharded_param_);
+    mark_changed();
   }
 }
 

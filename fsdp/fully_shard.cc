@@ -6,7 +6,6 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
@@ -18,32 +17,9 @@
 namespace narrowgauge::fsdp {
 namespace {
 
-using ParamOfTensor = std::unordered_map<const at::TensorImpl*, FSDPParam*>;
-
-ParamOfTensor params_by_unsharded_tensor(const nn::Layer& root) {
-  ParamOfTensor params;
-  for (const auto& state : FSDPState::find_all(root)) {
-    for (const auto& param : state->group().params()) {
-      params[param->unsharded_param().unsafeGetTensorImpl()] = param.get();
-    }
-  }
-  return params;
-}
-
-// Names from the root; a tied parameter once, under its first name.
-std::vector<std::pair<std::string, FSDPParam*>> params_in_model_order(const nn::Layer& root) {
-  const ParamOfTensor params = params_by_unsharded_tensor(root);
-  std::unordered_set<const FSDPParam*> seen;
-  std::vector<std::pair<std::string, FSDPParam*>> ordered;
-  for (const auto& parameter : root.named_parameters()) {
-    const auto param = params.find(parameter.value().unsafeGetTensorImpl());
-    TORCH_CHECK(param != params.end(), "expected every parameter to be sharded, got '",
-                parameter.key(), "', which is not; call fully_shard on the root last");
-    if (seen.insert(param->second).second) {
-      ordered.emplace_back(parameter.key(), param->second);
-    }
-  }
-  return ordered;
+bool contains(const std::vector<at::Tensor>& tensors, const at::Tensor& tensor) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [&](const at::Tensor& other) { return other.is_same(tensor); });
 }
 
 // An original parameter with all slots that hold it.
@@ -53,9 +29,21 @@ struct Found {
   std::vector<FSDPParam::Owner> owners;
 };
 
-// Parameters of `layer` and below, without those of layers that have a group of their own.
-void find_parameters(nn::Layer& layer, const std::string& prefix, std::vector<Found>& found) {
+struct Parameters {
+  std::vector<Found> found;
+  std::vector<FSDPParam::Owner> ignored;
+};
+
+// Parameters of `layer` and below, without ignored ones and those of layers that have a group of
+// their own.
+void find_parameters(nn::Layer& layer, const std::string& prefix,
+                     const std::vector<at::Tensor>& ignored, Parameters& parameters) {
+  std::vector<Found>& found = parameters.found;
   for (const auto& parameter : layer.named_parameters(/*recurse=*/false)) {
+    if (contains(ignored, parameter.value())) {
+      parameters.ignored.push_back({&layer, parameter.key()});
+      continue;
+    }
     auto known = std::find_if(found.begin(), found.end(), [&](const Found& other) {
       return other.tensor.is_same(parameter.value());
     });
@@ -67,7 +55,7 @@ void find_parameters(nn::Layer& layer, const std::string& prefix, std::vector<Fo
   }
   for (const auto& [name, child] : layer.child_layers()) {
     if (!FSDPState::find(*child)) {
-      find_parameters(*child, prefix + name + ".", found);
+      find_parameters(*child, prefix + name + ".", ignored, parameters);
     }
   }
 }
@@ -87,42 +75,80 @@ void check_not_shared_with_other_groups(const nn::Layer& layer, const std::vecto
   }
 }
 
-void check_all_found(nn::Layer& layer, const std::vector<Found>& found) {
-  const ParamOfTensor grouped = params_by_unsharded_tensor(layer);
+void check_all_found(nn::Layer& layer, const Parameters& parameters) {
   std::unordered_set<const at::TensorImpl*> known;
-  for (const Found& parameter : found) {
+  for (const auto& state : FSDPState::find_all(layer)) {
+    for (const auto& param : state->group().params()) {
+      known.insert(param->unsharded_param().unsafeGetTensorImpl());
+    }
+    state->add_ignored_to(known);
+  }
+  for (const Found& parameter : parameters.found) {
     known.insert(parameter.tensor.unsafeGetTensorImpl());
   }
+  for (const FSDPParam::Owner& owner : parameters.ignored) {
+    known.insert(owner.tensor().unsafeGetTensorImpl());
+  }
   for (const auto& parameter : layer.named_parameters()) {
-    const at::TensorImpl* tensor = parameter.value().unsafeGetTensorImpl();
-    TORCH_CHECK(known.count(tensor) > 0 || grouped.count(tensor) > 0,
+    TORCH_CHECK(known.count(parameter.value().unsafeGetTensorImpl()) > 0,
                 "expected every module to be an nn::Layer, got '", parameter.key(),
                 "' below one that is not; derive it from nn::Layer");
   }
 }
 
+// n neighbours hold one copy between them.
+void check_post_forward_size(const FullyShardOptions& options, const comm::DeviceMesh& mesh,
+                             bool has_extension) {
+  const int* n =
+      options.reshard_after_forward ? std::get_if<int>(&*options.reshard_after_forward) : nullptr;
+  if (n == nullptr) {
+    return;
+  }
+  const int size = mesh.shard_axis().size();
+  TORCH_CHECK(*n >= 1 && size % *n == 0,
+              "expected reshard_after_forward to divide the shard axis of ", size, " ranks, got ",
+              *n);
+  TORCH_CHECK(!has_extension || *n == 1 || *n == size,
+              "expected reshard_after_forward true or false for parameters with an extension, got ",
+              *n);
+}
+
 }  // namespace
 
 void fully_shard(nn::Layer& layer, const comm::DeviceMesh& mesh, const FullyShardOptions& options) {
-  TORCH_CHECK(!FSDPState::find(layer), "expected a layer that is not sharded yet, got ",
-              layer.name(), " twice; call fully_shard once for each layer, bottom-up");
-  std::vector<Found> found;
-  find_parameters(layer, "", found);
-  check_not_shared_with_other_groups(layer, found);
-  check_all_found(layer, found);
+  fully_shard(std::vector<nn::Layer*>{&layer}, mesh, options);
+}
+
+void fully_shard(const std::vector<nn::Layer*>& layers, const comm::DeviceMesh& mesh,
+                 const FullyShardOptions& options) {
+  TORCH_CHECK(!layers.empty(), "expected at least one layer to shard, got none");
+  Parameters parameters;
+  for (nn::Layer* layer : layers) {
+    TORCH_CHECK(!FSDPState::find(*layer), "expected a layer that is not sharded yet, got ",
+                layer->name(), " twice; call fully_shard once for each layer, bottom-up");
+    find_parameters(*layer, "", options.ignored_params, parameters);
+  }
+  for (nn::Layer* layer : layers) {
+    check_not_shared_with_other_groups(*layer, parameters.found);
+    check_all_found(*layer, parameters);
+  }
   std::vector<std::unique_ptr<FSDPParam>> params;
-  for (Found& parameter : found) {
+  bool has_extension = false;
+  for (Found& parameter : parameters.found) {
     const FSDPParam::Owner& owner = parameter.owners.front();
     auto extension =
         options.make_extension ? options.make_extension(*owner.layer, owner.name) : nullptr;
+    has_extension = has_extension || extension != nullptr;
     params.push_back(std::make_unique<FSDPParam>(parameter.fqn, parameter.owners, parameter.tensor,
-                                                 mesh, options.mp_policy.param_dtype,
-                                                 std::move(extension)));
+                                                 mesh, options, std::move(extension)));
     // The whole parameter dies here, before the next one is cut.
     parameter.tensor.reset();
   }
+  check_post_forward_size(options, mesh, has_extension);
   auto group = std::make_unique<FSDPParamGroup>(std::move(params), mesh, options);
-  FSDPState::attach(std::make_shared<FSDPState>(std::move(group), options), layer);
+  FSDPState::attach(
+      std::make_shared<FSDPState>(std::move(group), options, std::move(parameters.ignored)),
+      layers);
 }
 
 void materialize(nn::Layer& root, const at::Device& device, const ShardInitializer& initialize) {
@@ -159,31 +185,6 @@ at::Tensor full_parameter(const ShardedParameter& parameter, const comm::DeviceM
   const at::Tensor gathered = at::empty(sizes, parameter.local.options());
   mesh.shard_axis().all_gather(gathered, padded);
   return gathered.narrow(0, 0, rows);
-}
-
-void set_requires_gradient_sync(nn::Layer& root, bool enabled) {
-  for (const auto& state : FSDPState::find_all(root)) {
-    state->group().set_requires_gradient_sync(enabled);
-  }
-}
-
-GatheredParameters::GatheredParameters(nn::Layer& root) : root_(root) {
-  const auto state = FSDPState::find(root);
-  TORCH_CHECK(state, "expected a sharded root, got ", root.name(), "; call fully_shard on it");
-  FSDPContext& context = state->context(root);
-  for (FSDPState* each : context.states) {
-    each->group().unshard();
-  }
-  ++context.gathered_scopes;
-}
-
-GatheredParameters::~GatheredParameters() {
-  FSDPContext& context = FSDPState::find(root_)->context(root_);
-  if (--context.gathered_scopes == 0) {
-    for (FSDPState* each : context.states) {
-      each->group().reshard();
-    }
-  }
 }
 
 }  // namespace narrowgauge::fsdp

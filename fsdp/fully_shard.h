@@ -4,11 +4,11 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "comm/device_mesh.h"
+#include "fsdp/fsdp_module.h"
 #include "fsdp/policies.h"
 #include "nn/layer.h"
 
@@ -22,7 +22,7 @@
 // From then on forward and backward are as ever: gathering and reduction happen in hooks. The
 // layers' own parameters are valid only while their layer runs (their storage is freed between);
 // what persists are the sharded parameters. Every function below that says so is collective over
-// the mesh, and so are forward and backward.
+// the mesh, and so are forward and backward. README.md in this folder follows one step.
 //
 // Conversions that replace layers (swap_linear) come before. One thread runs a model.
 
@@ -34,14 +34,21 @@ namespace narrowgauge::fsdp {
 void fully_shard(nn::Layer& layer, const comm::DeviceMesh& mesh,
                  const FullyShardOptions& options = {});
 
+// One group of the parameters of several layers, such as the last norm and the head. They must run
+// in every forward, all or none: the group is gathered before the first and resharded after the
+// last that runs. The last one's output must lead to the loss.
+void fully_shard(const std::vector<nn::Layer*>& layers, const comm::DeviceMesh& mesh,
+                 const FullyShardOptions& options = {});
+
 // Called once per parameter: fills the rows [row_begin, row_begin + shard.size(0)) of parameter
 // fqn. shard: [rows of this rank, ...], zeroed, maybe without rows, in the original dtype.
 using ShardInitializer =
     std::function<void(const std::string& fqn, at::Tensor shard, int64_t row_begin)>;
 
 // Gives a model that was built on meta its memory, shard by shard: no more than this rank's shards
-// is ever filled. In model order, a tied parameter once, under its first name. Works on parameters
-// that have memory, too, and sets them anew.
+// is ever filled. device: where the model computes, and where the shards are unless offloaded. In
+// model order, a tied parameter once, under its first name. Works on parameters that have memory,
+// too, and sets them anew.
 void materialize(nn::Layer& root, const at::Device& device, const ShardInitializer& initialize);
 
 // What the optimizer and the checkpoint see of one parameter.
@@ -54,29 +61,11 @@ struct ShardedParameter {
   int64_t row_begin = 0;  // of `local` in the whole parameter
 };
 
-// All parameters of `root` in model order, tied ones once. Each handle stays valid until the next
-// materialize. Throws c10::Error, naming it, if a parameter is not sharded.
+// All parameters of `root` but ignored ones in model order, tied ones once. Each handle stays valid
+// until the next materialize. Throws c10::Error, naming it, if a parameter is not sharded.
 std::vector<ShardedParameter> sharded_parameters(nn::Layer& root);
 
 // The whole parameter on every rank, a new tensor [global_sizes] in the original dtype. Collective.
 at::Tensor full_parameter(const ShardedParameter& parameter, const comm::DeviceMesh& mesh);
-
-// With `enabled` false, backward leaves gradients on their rank, summed in reduce_dtype; the first
-// backward after `enabled` is true again reduces the sum. For all micro-batches but the last. Has
-// no effect where there is nothing to reduce.
-void set_requires_gradient_sync(nn::Layer& root, bool enabled);
-
-// Keeps all parameters of `root` gathered while it lives, so that many forwards without gradients
-// (generation, evaluation) gather once. They must not change meanwhile. Collective when made.
-class GatheredParameters {
- public:
-  explicit GatheredParameters(nn::Layer& root);
-  ~GatheredParameters();
-  GatheredParameters(const GatheredParameters&) = delete;
-  GatheredParameters& operator=(const GatheredParameters&) = delete;
-
- private:
-  nn::Layer& root_;
-};
 
 }  // namespace narrowgauge::fsdp

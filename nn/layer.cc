@@ -55,7 +55,8 @@ void Layer::add_parameter(const std::string& name, at::Tensor& slot, at::Tensor 
   if (!value.defined()) {
     return;
   }
-  slot = register_parameter(name, std::move(value));
+  const bool trainable = value.is_floating_point();  // codes of a quantized weight are not
+  slot = register_parameter(name, std::move(value), trainable);
   parameter_slots_[name] = &slot;
 }
 

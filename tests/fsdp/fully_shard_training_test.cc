@@ -1,5 +1,4 @@
-// Parity of sharded training with one process that computes each rank's slice in turn and sums the
-// gradients in rank order in fp32: the same arithmetic, so every bit must agree.
+// Parity of sharded training with one process, and what is not one forward, one backward, one step.
 
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "fsdp/fully_shard.h"
+#include "tests/fsdp/parity_reference.h"
 #include "tests/fsdp/toy_model.h"
 #include "tests/support/run_ranks.h"
 
@@ -18,168 +18,20 @@ namespace {
 
 using narrowgauge::testing::run_ranks_shared;
 
-constexpr int64_t kBatch = 12;
-constexpr int64_t kTokens = kBatch * 4;
 constexpr int kSteps = 10;
-constexpr double kLearningRate = 3e-2;
-
-struct TrainingCase {
-  std::string name = "";
-  int replicate = 1;
-  int shard = 1;
-  std::optional<bool> reshard_after_forward = std::nullopt;
-  at::ScalarType param_dtype = at::kFloat;
-  bool tied = false;
-  int num_micro_batches = 1;
-  double divide_factor = 1.0;
-};
-
-FullyShardOptions options_of(const TrainingCase& training) {
-  FullyShardOptions options;
-  options.mp_policy.param_dtype = training.param_dtype;
-  options.mp_policy.reduce_dtype = at::kFloat;
-  options.reshard_after_forward = training.reshard_after_forward;
-  options.gradient_divide_factor = training.divide_factor;
-  return options;
-}
-
-// What both sides report of one step.
-struct StepRecord {
-  std::vector<float> losses;  // of each rank, its last micro-batch
-};
-
-// One process with fp32 master weights.
-class Reference {
- public:
-  explicit Reference(const TrainingCase& training)
-      : training_(training),
-        spec_{.tied = training.tied},
-        masters_(unique_parameters(*make_reference_toy(spec_))),
-        model_(std::make_shared<ToyModel>(spec_, at::TensorOptions(training.param_dtype))),
-        adam_(leaves(), kLearningRate) {}
-
-  StepRecord step(int64_t step) {
-    StepRecord record;
-    std::map<std::string, at::Tensor> total;
-    for (int replica = 0; replica < training_.replicate; ++replica) {
-      std::map<std::string, at::Tensor> of_replica;
-      for (int shard = 0; shard < training_.shard; ++shard) {
-        add(of_replica, gradients_of_rank(step, replica * training_.shard + shard, record));
-      }
-      add(total, of_replica);
-    }
-    for (auto& [fqn, master] : masters_) {
-      at::Tensor& grad = master.mutable_grad();
-      const at::Tensor sum = total.at(fqn).div(training_.divide_factor);
-      grad = grad.defined() ? grad.add(sum) : sum;
-    }
-    adam_.step();
-    return record;
-  }
-
-  const std::map<std::string, at::Tensor>& masters() const { return masters_; }
-
- private:
-  std::map<std::string, at::Tensor> unique_parameters(const ToyModel& model) const {
-    std::map<std::string, at::Tensor> parameters;
-    for (const auto& parameter : model.named_parameters()) {
-      if (!training_.tied || parameter.key() != "lm_head.weight") {
-        parameters[parameter.key()] = parameter.value();
-      }
-    }
-    return parameters;
-  }
-
-  std::vector<at::Tensor> leaves() const {
-    std::vector<at::Tensor> leaves;
-    for (const auto& [fqn, master] : masters_) {
-      leaves.push_back(master);
-    }
-    return leaves;
-  }
-
-  static void add(std::map<std::string, at::Tensor>& total,
-                  const std::map<std::string, at::Tensor>& part) {
-    for (const auto& [fqn, gradient] : part) {
-      total[fqn] = total.count(fqn) > 0 ? total[fqn].add(gradient) : gradient;
-    }
-  }
-
-  std::map<std::string, at::Tensor> gradients_of_rank(int64_t step, int rank, StepRecord& record) {
-    const int world = training_.replicate * training_.shard;
-    const ToyBatch mine = slice_of_rank(toy_batch(spec_, step, kBatch), rank, world);
-    std::map<std::string, at::Tensor> gradients;
-    for (int micro = 0; micro < training_.num_micro_batches; ++micro) {
-      const c10::AutoGradMode grad_mode(true);
-      for (const auto& [fqn, parameter] : unique_parameters(*model_)) {
-        parameter.detach().copy_(masters_.at(fqn).detach());
-        parameter.mutable_grad().reset();
-      }
-      const ToyBatch batch = slice_of_rank(mine, micro, training_.num_micro_batches);
-      const at::Tensor loss = model_->loss_sum(batch.tokens, batch.targets).div(kTokens);
-      loss.backward();
-      std::map<std::string, at::Tensor> of_micro;
-      for (const auto& [fqn, parameter] : unique_parameters(*model_)) {
-        of_micro[fqn] = parameter.grad().to(at::kFloat);
-      }
-      add(gradients, of_micro);
-      if (micro + 1 == training_.num_micro_batches) {
-        record.losses.push_back(loss.item<float>());
-      }
-    }
-    return gradients;
-  }
-
-  TrainingCase training_;
-  ToySpec spec_;
-  std::map<std::string, at::Tensor> masters_;
-  std::shared_ptr<ToyModel> model_;
-  ToyAdam adam_;
-};
-
-// One rank's step; returns the loss of its last micro-batch.
-float train_step(ToyModel& model, ToyAdam& adam, const TrainingCase& training, int64_t step,
-                 comm::Communicator& world) {
-  const ToySpec spec{.tied = training.tied};
-  const ToyBatch mine = slice_of_rank(toy_batch(spec, step, kBatch), world.rank(), world.size());
-  float last_loss = 0;
-  for (int micro = 0; micro < training.num_micro_batches; ++micro) {
-    set_requires_gradient_sync(model, micro + 1 == training.num_micro_batches);
-    const ToyBatch batch = slice_of_rank(mine, micro, training.num_micro_batches);
-    const at::Tensor loss = model.loss_sum(batch.tokens, batch.targets).div(kTokens);
-    loss.backward();
-    last_loss = loss.item<float>();
-  }
-  adam.step();
-  return last_loss;
-}
 
 class FullyShardTraining : public ::testing::TestWithParam<TrainingCase> {};
 
 TEST_P(FullyShardTraining, EqualsOneProcessBitForBit) {
   const TrainingCase& training = GetParam();
-  Reference reference(training);
+  ParityReference reference(training);
   std::vector<StepRecord> expected;
   for (int step = 0; step < kSteps; ++step) {
     expected.push_back(reference.step(step));
   }
   ASSERT_LT(expected.back().losses[0], expected.front().losses[0]) << "it does not learn";
-
-  run_ranks_shared(training.replicate * training.shard, [&](auto world) {
-    const comm::DeviceMesh mesh(world, training.replicate, training.shard);
-    const auto model = make_sharded_toy({.tied = training.tied}, mesh, options_of(training));
-    ToyAdam adam(locals_of(*model), kLearningRate);
-    for (int step = 0; step < kSteps; ++step) {
-      ASSERT_EQ(train_step(*model, adam, training, step, *world),
-                expected[step].losses[world->rank()])
-          << "step " << step << ", rank " << world->rank();
-    }
-    const auto parameters = full_parameters(*model, mesh);
-    ASSERT_EQ(parameters.size(), reference.masters().size());
-    for (const auto& [fqn, parameter] : parameters) {
-      EXPECT_TRUE(parameter.equal(reference.masters().at(fqn))) << fqn;
-    }
-  });
+  run_ranks_shared(training.replicate * training.shard,
+                   [&](auto world) { expect_parity(training, world, expected, reference); });
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -207,6 +59,30 @@ INSTANTIATE_TEST_SUITE_P(
                      .param_dtype = at::kBFloat16,
                      .num_micro_batches = 2},
         TrainingCase{.name = "TwoReplicasOfTwoShards", .replicate = 2, .shard = 2},
+        TrainingCase{.name = "FourRanksReshardToPairs", .shard = 4, .reshard_after_forward = 2},
+        TrainingCase{.name = "FourRanksReshardToOne", .shard = 4, .reshard_after_forward = 1},
+        TrainingCase{.name = "FourRanksReshardToAll", .shard = 4, .reshard_after_forward = 4},
+        TrainingCase{.name = "SixRanksReshardToTriplesBf16",
+                     .shard = 6,
+                     .reshard_after_forward = 3,
+                     .param_dtype = at::kBFloat16,
+                     .num_micro_batches = 2},
+        TrainingCase{.name = "TwoReplicasReshardToPairs",
+                     .replicate = 2,
+                     .shard = 4,
+                     .reshard_after_forward = 2},
+        TrainingCase{.name = "OneRankOffloadBf16", .param_dtype = at::kBFloat16, .offload = true},
+        TrainingCase{.name = "ThreeRanksOffload", .shard = 3, .offload = true},
+        TrainingCase{.name = "TwoReplicasOfTwoShardsOffloadBf16",
+                     .replicate = 2,
+                     .shard = 2,
+                     .param_dtype = at::kBFloat16,
+                     .num_micro_batches = 2,
+                     .offload = true},
+        TrainingCase{.name = "ThreeRanksInline", .shard = 3, .inline_streams = true},
+        TrainingCase{
+            .name = "MeanOverReplicasAndShards", .replicate = 2, .shard = 2, .divide_factor = 4.0},
+        TrainingCase{.name = "MeanOverReplicas", .replicate = 2, .divide_factor = 2.0},
         TrainingCase{.name = "MeanOverRanks", .shard = 2, .divide_factor = 2.0},
         TrainingCase{.name = "DividedOnOneRank", .divide_factor = 3.0}),
     [](const auto& info) { return info.param.name; });
@@ -221,7 +97,7 @@ TEST(FullyShardTraining, LossesDoNotDependOnTheNumberOfRanks) {
       const TrainingCase training{.shard = ranks};
       const comm::DeviceMesh mesh(world, 1, -1);
       const auto model = make_sharded_toy({}, mesh, options_of(training));
-      ToyAdam adam(locals_of(*model), kLearningRate);
+      ToyAdam adam(locals_of(*model), kParityLearningRate);
       for (int step = 0; step < 20; ++step) {
         const at::Tensor loss = at::zeros({1}, at::kDouble);
         loss.fill_(train_step(*model, adam, training, step, *world));
@@ -245,7 +121,7 @@ TEST(FullyShardTraining, GradientsAccumulateOverSynchronisedBackwards) {
   run_ranks_shared(2, [&](auto world) {
     const comm::DeviceMesh mesh(world, 1, 2);
     const auto model = make_sharded_toy({}, mesh, {});
-    const ToyBatch batch = slice_of_rank(toy_batch({}, 0, kBatch), world->rank(), 2);
+    const ToyBatch batch = slice_of_rank(toy_batch({}, 0, kParityBatch), world->rank(), 2);
     const auto parameters = sharded_parameters(*model);
     model->loss_sum(batch.tokens, batch.targets).backward();
     std::vector<at::Tensor> once;
@@ -262,8 +138,8 @@ TEST(FullyShardTraining, GradientsAccumulateOverSynchronisedBackwards) {
 TEST(FullyShardTraining, TwoForwardsBeforeTheirBackwards) {
   run_ranks_shared(2, [&](auto world) {
     const comm::DeviceMesh mesh(world, 1, 2);
-    const ToyBatch a = slice_of_rank(toy_batch({}, 0, kBatch), world->rank(), 2);
-    const ToyBatch b = slice_of_rank(toy_batch({}, 1, kBatch), world->rank(), 2);
+    const ToyBatch a = slice_of_rank(toy_batch({}, 0, kParityBatch), world->rank(), 2);
+    const ToyBatch b = slice_of_rank(toy_batch({}, 1, kParityBatch), world->rank(), 2);
     const auto in_turn = make_sharded_toy({}, mesh, {});
     in_turn->loss_sum(a.tokens, a.targets).backward();
     in_turn->loss_sum(b.tokens, b.targets).backward();
@@ -327,7 +203,7 @@ TEST(FullyShardTraining, FrozenParametersStayAndGetNoGradient) {
     }
     fully_shard(*model, mesh);
     materialize(*model, at::kCPU, initialize_toy);
-    const ToyBatch batch = slice_of_rank(toy_batch({}, 0, kBatch), world->rank(), 2);
+    const ToyBatch batch = slice_of_rank(toy_batch({}, 0, kParityBatch), world->rank(), 2);
     model->loss_sum(batch.tokens, batch.targets).backward();
     for (const ShardedParameter& parameter : sharded_parameters(*model)) {
       const bool frozen =
@@ -341,7 +217,7 @@ TEST(FullyShardTraining, FrozenParametersStayAndGetNoGradient) {
 TEST(FullyShardTraining, AStepAfterAFailedOneIsUnaffected) {
   run_ranks_shared(2, [&](auto world) {
     const comm::DeviceMesh mesh(world, 1, 2);
-    const ToyBatch batch = slice_of_rank(toy_batch({}, 0, kBatch), world->rank(), 2);
+    const ToyBatch batch = slice_of_rank(toy_batch({}, 0, kParityBatch), world->rank(), 2);
     const auto clean = make_sharded_toy({}, mesh, {});
     clean->loss_sum(batch.tokens, batch.targets).backward();
 
@@ -374,7 +250,7 @@ TEST(FullyShardTraining, ARankThatThrowsInForwardReleasesTheOthers) {
     run_ranks_shared(3, [&](auto world) {
       const comm::DeviceMesh mesh(world, 1, 3);
       const auto model = make_sharded_toy({}, mesh, {});
-      ToyBatch batch = slice_of_rank(toy_batch({}, 0, kBatch), world->rank(), 3);
+      ToyBatch batch = slice_of_rank(toy_batch({}, 0, kParityBatch), world->rank(), 3);
       if (world->rank() == 1) {
         batch.tokens = batch.tokens.add(1000);  // beyond the vocabulary
       }
