@@ -1,14 +1,17 @@
 """Training-step speed beside PyTorch, both in one run, in turn.
 
 Usage (from the repository root):
-    tools/python.sh benchmarks/train_step.py [--rounds 3] [--steps 12] [--threads 2]
-        [--compile] [--dtype bfloat16|float32] [--json FILE]
+    tools/python.sh benchmarks/train_step.py [--rounds 3] [--steps 12] [--threads 2] [--ranks 1]
+        [--compile] [--dtype bfloat16|float32] [--json FILE] [-- OVERRIDE ...]
 
-Each round runs every contestant once as a fresh process on configs/bench/llama_12m.yaml's model; a figure is
-the median over all rounds' steps. Times on a shared machine drift: only the ratio is worth quoting.
+Each round runs every contestant once as fresh processes on configs/bench/llama_12m.yaml's model; a figure is
+the median over all rounds' steps. Times on a shared machine drift: only the ratio is worth quoting. With --ranks
+the batch and the threads are divided among them: mpirun beside torchrun with FSDP2 over Gloo. Overrides are keys of
+our configuration, such as activation_checkpoint.mode=full.
 """
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -20,13 +23,22 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 WARMUP_STEPS = 3
 
 
+BATCH_SIZE = 8
+MPI_AS_ROOT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+
+
+def narrowgauge_command(args, folder, steps):
+    launcher = ["mpirun", "-np", str(args.ranks)] if args.ranks > 1 else []
+    return [*launcher, ROOT / "narrowgauge", "train", ROOT / "configs/bench/llama_12m.yaml", f"job.run_dir={folder}/run",
+            f"training.steps={steps}", f"training.num_threads={args.threads // args.ranks}",
+            f"training.local_batch_size={BATCH_SIZE // args.ranks}", f"training.mixed_precision_param={args.dtype}",
+            "checkpoint.enable=false", "export.enable=false", *args.overrides]
+
+
 def run_narrowgauge(args):
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            ROOT / "narrowgauge", "train", ROOT / "configs/bench/llama_12m.yaml", f"job.run_dir={folder}/run",
-            f"training.steps={args.steps + WARMUP_STEPS}", f"training.num_threads={args.threads}",
-            f"training.mixed_precision_param={args.dtype}", "checkpoint.enable=false", "export.enable=false"]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(narrowgauge_command(args, folder, args.steps + WARMUP_STEPS), check=True,
+                       stderr=subprocess.DEVNULL, env=MPI_AS_ROOT)
         lines = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
     steps = [line for line in lines if "loss" in line]
     seconds = [line["step_seconds"] for line in steps][WARMUP_STEPS:]
@@ -36,8 +48,9 @@ def run_narrowgauge(args):
 
 
 def run_peer(args, compiled):
-    command = [sys.executable, ROOT / "benchmarks/peers/train_step.py", f"--steps={args.steps}",
-               f"--warmup={WARMUP_STEPS}", f"--threads={args.threads}", f"--dtype={args.dtype}"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(args.ranks)] if args.ranks > 1 else []
+    command = [sys.executable, *launcher, ROOT / "benchmarks/peers/train_step.py", f"--steps={args.steps}",
+               f"--warmup={WARMUP_STEPS}", f"--threads={args.threads // args.ranks}", f"--dtype={args.dtype}"]
     output = subprocess.run(command + (["--compile"] if compiled else []), check=True, capture_output=True, text=True)
     return json.loads(output.stdout.splitlines()[-1])
 
@@ -46,9 +59,7 @@ def first_step_seconds(args):
     """Process start to the end of a process that trains one step."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        subprocess.run([ROOT / "narrowgauge", "train", ROOT / "configs/bench/llama_12m.yaml",
-                        f"job.run_dir={folder}/run", "training.steps=1", f"training.num_threads={args.threads}",
-                        "checkpoint.enable=false", "export.enable=false"], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(narrowgauge_command(args, folder, 1), check=True, stderr=subprocess.DEVNULL, env=MPI_AS_ROOT)
         return time.perf_counter() - started
 
 
@@ -57,11 +68,16 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--compile", action="store_true", help="torch.compile as a third contestant")
     parser.add_argument("--json", help="write every figure here")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     args = parser.parse_args()
-    contestants = {"narrowgauge": run_narrowgauge, "PyTorch eager": lambda a: run_peer(a, False)}
+    if BATCH_SIZE % args.ranks or args.threads % args.ranks:
+        parser.error(f"expected --ranks that divide the batch of {BATCH_SIZE} and --threads {args.threads}")
+    peer = "PyTorch FSDP2" if args.ranks > 1 else "PyTorch eager"
+    contestants = {"narrowgauge": run_narrowgauge, peer: lambda a: run_peer(a, False)}
     if args.compile:
         contestants["torch.compile"] = lambda a: run_peer(a, True)
     results = {name: [] for name in contestants}
@@ -77,7 +93,7 @@ def main():
                            peak_memory_mib=max(run["peak_memory_bytes"] for run in runs) / 2**20)
     ours = table["narrowgauge"]
     ours["first_step_seconds"] = statistics.median(first_step_seconds(args) for _ in range(args.rounds))
-    print(f"{args.dtype}, {args.threads} threads, median of {args.rounds} x {args.steps} steps")
+    print(f"{args.dtype}, {args.ranks} rank(s) of {args.threads // args.ranks} thread(s), median of {args.rounds} x {args.steps} steps")
     print(f"{'':14} {'ms/step':>8} {'tokens/s':>9} {'peak MiB':>9} {'ours / it':>10}")
     for name, row in table.items():
         ratio = ours["tokens_per_second"] / row["tokens_per_second"]

@@ -37,7 +37,7 @@ SelfAttention::SelfAttention(const TransformerConfig& config, int64_t layer,
 }
 
 at::Tensor SelfAttention::operator()(const at::Tensor& x, const AttentionContext& context) {
-  return hooked(x, [&](const at::Tensor& input) { return attend(input, context); });
+  return hooked(x, [this, context](const at::Tensor& input) { return attend(input, context); });
 }
 
 QKNorm SelfAttention::qk_norm() const {

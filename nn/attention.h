@@ -16,7 +16,7 @@ namespace narrowgauge::nn {
 
 // What attention needs beside its input: where the tokens stand and what came before them.
 struct AttentionContext {
-  const RotaryTable& rotary;
+  RotaryTable rotary;
   int64_t first_position = 0;  // of the first token of x
   KVCache* cache = nullptr;    // null in training
 };

@@ -39,12 +39,17 @@ std::vector<std::pair<std::string, std::shared_ptr<Layer>>> Layer::child_layers(
   return layers;
 }
 
-at::Tensor Layer::hooked(at::Tensor input,
-                         const std::function<at::Tensor(const at::Tensor&)>& forward) {
+void Layer::wrap_forward(ForwardWrapper wrapper) {
+  TORCH_CHECK(!wrapper_, "expected a layer whose forward is not wrapped yet, got ", name(),
+              " twice; apply activation checkpointing once");
+  wrapper_ = std::move(wrapper);
+}
+
+at::Tensor Layer::hooked(at::Tensor input, const Forward& forward) {
   for (const Hook& hook : pre_hooks_) {
     input = hook(std::move(input));
   }
-  at::Tensor output = forward(input);
+  at::Tensor output = wrapper_ ? wrapper_(input, forward) : forward(input);
   for (const Hook& hook : hooks_) {
     output = hook(std::move(output));
   }

@@ -27,10 +27,18 @@ class Layer : public torch::nn::Module {
   // Takes and returns the layer's first input (pre-hook) or its output (hook); may return it
   // unchanged.
   using Hook = std::function<at::Tensor(at::Tensor)>;
+  // What a layer computes of its first input, between its hooks.
+  using Forward = std::function<at::Tensor(const at::Tensor&)>;
+  // Stands in for forward(input); see nn/activation_checkpoint.h. May keep a copy of `forward` and
+  // call it again while the layer lives.
+  using ForwardWrapper = std::function<at::Tensor(const at::Tensor& input, const Forward& forward)>;
 
   // Pre-hooks run in the order of registration, hooks likewise.
   void register_forward_pre_hook(Hook hook) { pre_hooks_.push_back(std::move(hook)); }
   void register_forward_hook(Hook hook) { hooks_.push_back(std::move(hook)); }
+
+  // Hooks stay outside of the wrapper. Throws if there is one already.
+  void wrap_forward(ForwardWrapper wrapper);
 
   // Makes `value` the parameter `name` of this layer, or of one below it ("mlp.down_proj.weight").
   // Any dtype, shape and device: this is the only way from meta to a real device, since
@@ -44,8 +52,9 @@ class Layer : public torch::nn::Module {
   std::vector<std::pair<std::string, std::shared_ptr<Layer>>> child_layers() const;
 
  protected:
-  // Pre-hooks, forward, hooks.
-  at::Tensor hooked(at::Tensor input, const std::function<at::Tensor(const at::Tensor&)>& forward);
+  // Pre-hooks, forward (or its wrapper), hooks. `forward` holds what it needs by value: a wrapper
+  // may call it again after the layer's caller has returned.
+  at::Tensor hooked(at::Tensor input, const Forward& forward);
 
   // Registers `slot` under `name`. REQUIRES: slot is a member of this object. An undefined `value`
   // (no bias) registers nothing.
@@ -66,6 +75,7 @@ class Layer : public torch::nn::Module {
  private:
   std::vector<Hook> pre_hooks_;
   std::vector<Hook> hooks_;
+  ForwardWrapper wrapper_;  // usually none
   std::map<std::string, at::Tensor*> parameter_slots_;
   std::map<std::string, std::function<bool(const std::shared_ptr<Layer>&)>> child_slots_;
 };

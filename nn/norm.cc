@@ -14,4 +14,18 @@ at::Tensor RMSNorm::operator()(const at::Tensor& x) {
   return hooked(x, [this](const at::Tensor& input) { return rms_norm(input, weight, eps); });
 }
 
+std::pair<at::Tensor, at::Tensor> RMSNorm::operator()(const at::Tensor& residual,
+                                                      const at::Tensor& x) {
+  at::Tensor sum;
+  at::Tensor output = hooked(x, [&](const at::Tensor& input) {
+    auto [h, normed] = add_rms_norm(residual, input, weight, eps);
+    sum = std::move(h);
+    if (sum_hook_) {
+      sum_hook_(sum);
+    }
+    return normed;
+  });
+  return {std::move(sum), std::move(output)};
+}
+
 }  // namespace narrowgauge::nn

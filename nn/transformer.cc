@@ -6,8 +6,6 @@
 #include <algorithm>
 
 #include "nn/cross_entropy.h"
-#include "nn/rms_norm.h"
-#include "nn/swiglu.h"
 
 namespace narrowgauge::nn {
 namespace {
@@ -31,14 +29,16 @@ FeedForward::FeedForward(const TransformerConfig& config, const at::TensorOption
   add_child("gate_up_proj", gate_up_proj,
             std::make_shared<Linear>(LinearSpec{config.dim, 2 * config.ffn_dim, config.mlp_bias},
                                      options));
+  add_child("act_fn", act_fn, std::make_shared<GatedActivation>());
   add_child(
       "down_proj", down_proj,
       std::make_shared<Linear>(LinearSpec{config.ffn_dim, config.dim, config.mlp_bias}, options));
 }
 
 at::Tensor FeedForward::operator()(const at::Tensor& x) {
-  return hooked(
-      x, [this](const at::Tensor& input) { return (*down_proj)(swiglu((*gate_up_proj)(input))); });
+  return hooked(x, [this](const at::Tensor& input) {
+    return (*down_proj)((*act_fn)((*gate_up_proj)(input)));
+  });
 }
 
 TransformerBlock::TransformerBlock(const TransformerConfig& config, int64_t layer,
@@ -52,10 +52,9 @@ TransformerBlock::TransformerBlock(const TransformerConfig& config, int64_t laye
 }
 
 at::Tensor TransformerBlock::operator()(const at::Tensor& x, const AttentionContext& context) {
-  return hooked(x, [&](const at::Tensor& input) {
+  return hooked(x, [this, context](const at::Tensor& input) {
     const at::Tensor attention = (*self_attn)((*input_layernorm)(input), context);
-    const auto [residual, normed] = add_rms_norm(input, attention, post_attention_layernorm->weight,
-                                                 post_attention_layernorm->eps);
+    const auto [residual, normed] = (*post_attention_layernorm)(input, attention);
     return residual.add((*mlp)(normed));
   });
 }
@@ -77,11 +76,11 @@ Transformer::Transformer(const TransformerConfig& config, const at::TensorOption
 }
 
 at::Tensor Transformer::operator()(const at::Tensor& tokens, KVCache* cache) {
-  return hooked(tokens, [&](const at::Tensor& ids) { return logits(ids, cache); });
+  return hooked(tokens, [this, cache](const at::Tensor& ids) { return logits(ids, cache); });
 }
 
 at::Tensor Transformer::loss_sum(const at::Tensor& tokens, const at::Tensor& targets) {
-  return hooked(tokens, [&](const at::Tensor& ids) {
+  return hooked(tokens, [this, targets](const at::Tensor& ids) {
     return cross_entropy_sum(logits(ids, nullptr).flatten(0, 1), targets.flatten(), kIgnoredTarget);
   });
 }

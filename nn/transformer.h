@@ -8,6 +8,7 @@
 
 #include "nn/attention.h"
 #include "nn/embedding.h"
+#include "nn/gated_activation.h"
 #include "nn/kv_cache.h"
 #include "nn/layer.h"
 #include "nn/linear.h"
@@ -24,8 +25,9 @@ class FeedForward : public Layer {
   // x: [batch, t, dim] -> [batch, t, dim].
   at::Tensor operator()(const at::Tensor& x);
 
-  std::shared_ptr<Linear> gate_up_proj;  // dim -> 2 * ffn_dim
-  std::shared_ptr<Linear> down_proj;     // ffn_dim -> dim
+  std::shared_ptr<Linear> gate_up_proj;     // dim -> 2 * ffn_dim
+  std::shared_ptr<GatedActivation> act_fn;  // 2 * ffn_dim -> ffn_dim
+  std::shared_ptr<Linear> down_proj;        // ffn_dim -> dim
 };
 
 // x + attention(norm(x)), then that + feed-forward(norm(that)). The unit of sharding and of

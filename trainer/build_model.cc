@@ -2,9 +2,11 @@
 
 #include <cstdio>
 #include <optional>
+#include <string>
 
 #include "checkpoint/huggingface_directory.h"
 #include "fsdp/fully_shard.h"
+#include "nn/activation_checkpoint.h"
 #include "nn/initialize.h"
 #include "trainer/dtype.h"
 
@@ -19,6 +21,16 @@ fsdp::FullyShardOptions shard_options(const TrainConfig& config) {
     options.reshard_after_forward = config.parallelism.fsdp_reshard_after_forward == "always";
   }
   return options;
+}
+
+nn::ActivationCheckpoint checkpoint_options(const ActivationCheckpointConfig& config) {
+  using Mode = nn::CheckpointMode;
+  if (config.mode == "selective" && config.selective_ac_option != "op") {
+    return {Mode::kFull, std::stoll(config.selective_ac_option)};
+  }
+  return {config.mode == "none"   ? Mode::kNone
+          : config.mode == "full" ? Mode::kFull
+                                  : Mode::kSelective};
 }
 
 fsdp::ShardInitializer initializer(const TrainConfig& config, InitialValues values, int mesh_rank) {
@@ -51,6 +63,7 @@ std::shared_ptr<nn::Transformer> build_model(const TrainConfig& config,
                                              InitialValues values) {
   auto model = std::make_shared<nn::Transformer>(
       config.model, at::TensorOptions().device(at::kMeta).dtype(at::kFloat));
+  nn::apply_activation_checkpoint(*model, checkpoint_options(config.activation_checkpoint));
   const fsdp::FullyShardOptions options = shard_options(config);
   for (const auto& block : model->layers) {
     fsdp::fully_shard(*block, mesh, options);

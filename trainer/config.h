@@ -81,6 +81,11 @@ struct ParallelismConfig {
   std::string fsdp_reshard_after_forward = "default";
 };
 
+struct ActivationCheckpointConfig {
+  std::string mode = "none";
+  std::string selective_ac_option = "2";  // "op", or n for every n-th block
+};
+
 struct CheckpointConfig {
   bool enable = true;
   int64_t interval = 500;
@@ -121,6 +126,7 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   LrSchedulerConfig lr_scheduler;
   ParallelismConfig parallelism;
+  ActivationCheckpointConfig activation_checkpoint;
   CheckpointConfig checkpoint;
   ValidationConfig validation;
   GenerationConfig generation;

@@ -50,8 +50,7 @@ class Assign {
 
   void operator()(const TextKey& key) const {
     const std::string& text = text_of(node_);
-    const auto& choices = key.choices;
-    if (!choices.empty() && std::find(choices.begin(), choices.end(), text) == choices.end()) {
+    if (!accepts(key, text)) {
       throw mismatch();
     }
     key.field(config_) = text;

@@ -57,6 +57,7 @@ const std::vector<ConfigSection>& sections() {
       {"optimizer", "the update rule"},
       {"lr_scheduler", "the learning rate over the run: warm-up, stable, decay"},
       {"parallelism", "the mesh of ranks"},
+      {"activation_checkpoint", "memory saved by computing parts of forward again in backward"},
       {"checkpoint", "saving and resuming"},
       {"validation", "loss on held-out data during training"},
       {"generation", "text samples during training"},
@@ -229,11 +230,9 @@ std::vector<ConfigKey> optimizer_keys() {
   };
 }
 
-std::vector<ConfigKey> run_keys() {
+std::vector<ConfigKey> parallelism_keys() {
   using P = ParallelismConfig;
-  using S = CheckpointConfig;
-  using V = ValidationConfig;
-  using G = GenerationConfig;
+  using A = ActivationCheckpointConfig;
   return {
       {"parallelism", "data_parallel_replicate_degree",
        IntegerKey{field<&C::parallelism, &P::data_parallel_replicate_degree>, 1, 1 << 20}, "ranks",
@@ -247,6 +246,24 @@ std::vector<ConfigKey> run_keys() {
        "",
        "free gathered parameters between forward and backward; default: in blocks, not in the root",
        "reshard_after_forward"},
+      {"activation_checkpoint", "mode",
+       TextKey{field<&C::activation_checkpoint, &A::mode>, {"none", "full", "selective"}}, "",
+       "full: a block keeps only its input; selective: as selective_ac_option says; results keep "
+       "their bits",
+       "gradient_checkpointing enable_activation_checkpointing recompute"},
+      {"activation_checkpoint", "selective_ac_option",
+       TextKey{field<&C::activation_checkpoint, &A::selective_ac_option>, {"op"}, 1}, "",
+       "op: blocks keep the outputs of matrix products and attention and recompute norms and the "
+       "SwiGLU; a number n: every n-th block keeps only its input",
+       "selective_checkpointing"},
+  };
+}
+
+std::vector<ConfigKey> run_keys() {
+  using S = CheckpointConfig;
+  using V = ValidationConfig;
+  using G = GenerationConfig;
+  return {
       {"checkpoint", "enable", BooleanKey{field<&C::checkpoint, &S::enable>}, "",
        "save to <run>/checkpoints, at the end and at a signal too, and resume from there",
        "enable_checkpoint"},
@@ -294,8 +311,8 @@ std::vector<ConfigKey> all_keys() {
   std::vector<ConfigKey> all = {{"job", "run_dir", TextKey{field<&C::job, &JobConfig::run_dir>}, "",
                                  "required; everything the run writes goes here",
                                  "dump_folder output_dir out_dir save_dir"}};
-  for (const auto& group :
-       {model_keys(), data_keys(), training_keys(), optimizer_keys(), run_keys()}) {
+  for (const auto& group : {model_keys(), data_keys(), training_keys(), optimizer_keys(),
+                            parallelism_keys(), run_keys()}) {
     all.insert(all.end(), group.begin(), group.end());
   }
   return all;
@@ -319,9 +336,12 @@ struct ValuesInWords {
   std::string operator()(const NumberKey& key) const { return "a number" + interval_text(key); }
   std::string operator()(const BooleanKey&) const { return "true or false"; }
   std::string operator()(const TextKey& key) const {
-    return key.choices.empty()       ? "text"
-           : key.choices.size() == 1 ? std::string(key.choices.front())
-                                     : "one of " + join(key.choices);
+    const std::string choices = key.choices.empty()       ? "text"
+                                : key.choices.size() == 1 ? std::string(key.choices.front())
+                                                          : "one of " + join(key.choices);
+    return key.or_integer_from
+               ? choices + " or an integer of at least " + std::to_string(*key.or_integer_from)
+               : choices;
   }
   std::string operator()(const ListKey&) const { return "a list such as [a.txt, b.txt]"; }
 };
@@ -342,6 +362,12 @@ const ConfigKey* find_key(std::string_view section, std::string_view name) {
     }
   }
   return nullptr;
+}
+
+bool accepts(const TextKey& key, std::string_view text) {
+  const auto& choices = key.choices;
+  return choices.empty() || std::find(choices.begin(), choices.end(), text) != choices.end() ||
+         (key.or_integer_from && parse_integer(text).value.value_or(-1) >= *key.or_integer_from);
 }
 
 std::string describe_values(const ConfigKey& key) { return std::visit(ValuesInWords{}, key.value); }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -34,6 +35,8 @@ struct BooleanKey {
 struct TextKey {
   std::string& (*field)(TrainConfig&);
   std::vector<std::string_view> choices = {};  // empty: any text
+  // Beside the choices: an integer of at least this, which the field holds as text.
+  std::optional<int64_t> or_integer_from = std::nullopt;
 };
 
 struct ListKey {
@@ -68,6 +71,9 @@ std::span<const ConfigKey> config_schema();
 
 // nullptr where there is none.
 const ConfigKey* find_key(std::string_view section, std::string_view name);
+
+// Whether `text` is one of the key's choices or integers.
+bool accepts(const TextKey& key, std::string_view text);
 
 // What the key takes, in words that follow "expected": "an integer of at least 1", "one of a, b".
 std::string describe_values(const ConfigKey& key);

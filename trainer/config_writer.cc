@@ -14,7 +14,10 @@ struct ValueAsYaml {
   std::string operator()(const BooleanKey& key) const {
     return key.field(config) ? "true" : "false";
   }
-  std::string operator()(const TextKey& key) const { return format_text(key.field(config)); }
+  std::string operator()(const TextKey& key) const {
+    const std::string& text = key.field(config);
+    return key.or_integer_from && parse_integer(text).value ? text : format_text(text);
+  }
   std::string operator()(const ListKey& key) const {
     std::string text;
     for (const std::string& item : key.field(config)) {

@@ -1,6 +1,8 @@
 #include "trainer/train_command.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <malloc.h>
 #include <sched.h>
 
@@ -53,14 +55,42 @@ void keep_freed_memory() {
   mallopt(M_TOP_PAD, 64 * kMegabytes);
 }
 
-void describe_start(const TrainConfig& config, const RunDirectory& run, int world_size,
+std::string counted(int64_t number, const char* noun) {
+  return std::to_string(number) + " " + noun + (number == 1 ? "" : "s");
+}
+
+// "4 ranks on 2 hosts (2 each)", as MPI sees the hosts; equal on all ranks. Collective.
+std::string describe_ranks(comm::Communicator& world, const comm::MpiSession& session) {
+  // The first rank of each host says how many it has, the others 0.
+  const at::Tensor ranks_of_host = at::empty({world.size()}, at::kLong);
+  world.all_gather(ranks_of_host,
+                   at::full({1}, session.local_rank() == 0 ? session.local_size() : 0, at::kLong));
+  int64_t num_hosts = 0;
+  int64_t fewest = world.size();
+  int64_t most = 0;
+  for (int rank = 0; rank < world.size(); ++rank) {
+    const int64_t count = ranks_of_host.const_data_ptr<int64_t>()[rank];
+    if (count > 0) {
+      ++num_hosts;
+      fewest = std::min(fewest, count);
+      most = std::max(most, count);
+    }
+  }
+  const std::string ranks = counted(world.size(), "rank");
+  if (num_hosts == 1) {
+    return ranks;
+  }
+  const std::string range = fewest == most ? "" : std::to_string(fewest) + " to ";
+  return ranks + " on " + counted(num_hosts, "host") + " (" + range + std::to_string(most) +
+         " each)";
+}
+
+void describe_start(const TrainConfig& config, const RunDirectory& run, const std::string& ranks,
                     at::Device device) {
-  std::fprintf(
-      stderr,
-      "run %s: %s of dim %ld, %ld layers, vocabulary %ld; %d rank%s on %s, %ld threads each\n",
-      run.path().c_str(), config.model.architecture.c_str(), config.model.dim,
-      config.model.num_layers, config.model.vocab_size, world_size, world_size == 1 ? "" : "s",
-      device.str().c_str(), config.training.num_threads);
+  std::fprintf(stderr, "run %s: %s of dim %ld, %ld layers, vocabulary %ld; %s, %s, %s each\n",
+               run.path().c_str(), config.model.architecture.c_str(), config.model.dim,
+               config.model.num_layers, config.model.vocab_size, ranks.c_str(),
+               device.str().c_str(), counted(config.training.num_threads, "thread").c_str());
   for (const std::string& change : run.changes()) {
     std::fprintf(stderr, "changed since the run was last started: %s\n", change.c_str());
   }
@@ -84,8 +114,9 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
   fill_model_shape(config.model, run);
   TrainingData data = open_training_data(config, run, *world);
   check(config);
+  const std::string ranks = describe_ranks(*world, session);
   if (world->rank() == 0) {
-    describe_start(config, run, world->size(), device);
+    describe_start(config, run, ranks, device);
     if (config.export_.enable) {
       check_export(run.huggingface(), data.tokenizer.get());
     }

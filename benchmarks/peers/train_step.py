@@ -1,10 +1,14 @@
-"""The peer of configs/bench/llama_12m.yaml: the same model, batch and optimizer in PyTorch, eager or torch.compile.
+"""The peer of configs/bench/llama_12m.yaml: the same model, batch and optimizer in PyTorch, eager or torch.compile;
+under torchrun sharded by FSDP2 over Gloo, each block a group, parameters and computation in --dtype, reductions in fp32.
 
-Prints one JSON object: the seconds of each step after the warm-up, tokens a step, peak resident bytes and the
-last loss. Usage: train_step.py [--steps N] [--warmup N] [--threads N] [--compile] [shape options]
+Prints one JSON object: the seconds of each step after the warm-up, tokens a step, peak resident bytes (of rank 0)
+and the last loss (its rank's). Usage: train_step.py [--steps N] [--warmup N] [--threads N] [--compile] [shape options]
+batch_size is of all ranks, threads are of each.
 """
 import argparse
+import contextlib
 import json
+import os
 import resource
 import time
 
@@ -79,6 +83,19 @@ class Llama(nn.Module):
         return F.cross_entropy(self.lm_head(self.norm(x)).float().flatten(0, 1), targets.flatten())
 
 
+def shard(model, dtype):
+    """FSDP2 as torchtitan applies it to a dense model."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    dist.init_process_group("gloo")
+    options = dict(mesh=init_device_mesh("cpu", (dist.get_world_size(),)),
+                   mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
+    for block in model.layers:
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     shape = dict(vocab_size=4096, dim=384, num_layers=6, num_heads=6, num_kv_heads=2, ffn_dim=1024, seq_len=256,
@@ -93,14 +110,19 @@ def main():
     torch.manual_seed(0)
     model = Llama(args.vocab_size, args.dim, args.num_layers, args.num_heads, args.num_kv_heads, args.ffn_dim,
                   args.seq_len).to(args.device)
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    if ranks > 1:
+        shard(model, getattr(torch, args.dtype))
+        autocast = contextlib.nullcontext()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     run = torch.compile(model) if args.compile else model
-    tokens = torch.randint(0, args.vocab_size, (args.batch_size, args.seq_len)).to(args.device)
-    targets = torch.randint(0, args.vocab_size, (args.batch_size, args.seq_len)).to(args.device)
+    tokens = torch.randint(0, args.vocab_size, (args.batch_size // ranks, args.seq_len)).to(args.device)
+    targets = torch.randint(0, args.vocab_size, (args.batch_size // ranks, args.seq_len)).to(args.device)
     seconds = []
     for _ in range(args.warmup + args.steps):
         started = time.perf_counter()
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+        with autocast:
             loss = run(tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -108,6 +130,10 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - started)
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
     print(json.dumps(dict(
         step_seconds=seconds[args.warmup:], tokens_per_step=args.batch_size * args.seq_len, loss=loss.item(),
         peak_memory_bytes=torch.cuda.max_memory_allocated() if args.device == "cuda" else

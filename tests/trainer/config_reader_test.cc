@@ -50,7 +50,8 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
       {"data: {[a]: 3}", "c.yaml:1:8: expected a name, got a list or a map"},
       {"xyzzy: {}",
        "c.yaml:1:1: unknown section xyzzy; the sections are job, model, tokenizer, data, training, "
-       "optimizer, lr_scheduler, parallelism, checkpoint, validation, generation, export, metrics"},
+       "optimizer, lr_scheduler, parallelism, activation_checkpoint, checkpoint, validation, "
+       "generation, export, metrics"},
       // Names of other trainers
       {"metrics: {log_freq: 3}",
        "c.yaml:1:11: unknown key metrics.log_freq; did you mean metrics.log_interval?"},
@@ -121,6 +122,14 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
       {"optimizer: {name: adamw}", "c.yaml:1:19: optimizer.name: expected AdamW, got \"adamw\""},
       {"training: {device: gpu}",
        "c.yaml:1:20: training.device: expected one of auto, cpu, cuda, got \"gpu\""},
+      {"activation_checkpoint: {mode: 2}",
+       "c.yaml:1:31: activation_checkpoint.mode: expected one of none, full, selective, got \"2\""},
+      {"activation_checkpoint: {selective_ac_option: 0}",
+       "c.yaml:1:46: activation_checkpoint.selective_ac_option: expected op or an integer of at "
+       "least 1, got \"0\""},
+      {"activation_checkpoint: {selective_ac_option: ops}",
+       "c.yaml:1:46: activation_checkpoint.selective_ac_option: expected op or an integer of at "
+       "least 1, got \"ops\""},
       // Structure
       {"- a", "c.yaml:1:1: expected sections such as model: {dim: 384}, got a list"},
       {"hello", "c.yaml:1:1: expected sections such as model: {dim: 384}, got \"hello\""},
@@ -160,8 +169,8 @@ TEST(ReadConfig, OverridesFollowTheSameRules) {
        "override \"training.step=3\": unknown key training.step; did you mean training.steps?"},
       {"qqq.zzz=3",
        "override \"qqq.zzz=3\": unknown key qqq.zzz; the sections are job, model, tokenizer, data, "
-       "training, optimizer, lr_scheduler, parallelism, checkpoint, validation, generation, "
-       "export, metrics"},
+       "training, optimizer, lr_scheduler, parallelism, activation_checkpoint, checkpoint, "
+       "validation, generation, export, metrics"},
       {"training.steps", "override \"training.steps\": expected section.key=value"},
       {"steps=3", "override \"steps=3\": expected section.key=value"},
       {"", "override \"\": expected section.key=value"},

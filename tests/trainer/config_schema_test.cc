@@ -68,6 +68,8 @@ lr_scheduler.min_lr_factor
 parallelism.data_parallel_replicate_degree
 parallelism.data_parallel_shard_degree
 parallelism.fsdp_reshard_after_forward
+activation_checkpoint.mode
+activation_checkpoint.selective_ac_option
 checkpoint.enable
 checkpoint.interval
 checkpoint.keep_latest_k

@@ -188,6 +188,19 @@ class TrainRun(unittest.TestCase):
         for ours, reference in zip(step_lines(self.folder / "mesh"), step_lines(self.folder / "run"), strict=True):
             self.assertAlmostEqual(ours["loss"] / reference["loss"], 1.0, delta=1e-5)
 
+    def test_activation_checkpointing_keeps_the_bits(self):
+        runs = {"plain": [], "full": ["activation_checkpoint.mode=full"],
+                "second": ["activation_checkpoint.mode=selective"],
+                "op": ["activation_checkpoint.mode=selective", "activation_checkpoint.selective_ac_option=op"]}
+        lines = {}
+        for name, overrides in runs.items():
+            status, _, errors = self.train("training.mixed_precision_param=bfloat16", "training.steps=10", *overrides,
+                                           config=self.write_config(name), ranks=2)
+            self.assertEqual(status, 0, errors)
+            lines[name] = [(line["loss"], line["grad_norm"]) for line in step_lines(self.folder / name)]
+            self.assertEqual(lines[name], lines["plain"], name)
+        self.assertEqual(len(lines["plain"]), 10)
+
     def test_another_run_in_the_folder_is_refused(self):
         self.assertEqual(self.train()[0], 0)
         self.assert_fails("holds another run (training.seed: 42 -> 7)", "training.seed=7", code=2)
