@@ -17,8 +17,14 @@ fsdp::FullyShardOptions shard_options(const TrainConfig& config) {
   fsdp::FullyShardOptions options;
   options.mp_policy.param_dtype = parse_dtype(config.training.mixed_precision_param);
   options.mp_policy.reduce_dtype = parse_dtype(config.training.mixed_precision_reduce);
-  if (config.parallelism.fsdp_reshard_after_forward != "default") {
-    options.reshard_after_forward = config.parallelism.fsdp_reshard_after_forward == "always";
+  const std::string& reshard = config.parallelism.fsdp_reshard_after_forward;
+  if (reshard == "always" || reshard == "never") {
+    options.reshard_after_forward = reshard == "always";
+  } else if (reshard != "default") {
+    options.reshard_after_forward = std::stoi(reshard);
+  }
+  if (config.training.enable_cpu_offload) {
+    options.offload_policy = fsdp::CPUOffloadPolicy{};
   }
   return options;
 }

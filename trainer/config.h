@@ -56,6 +56,7 @@ struct TrainingConfig {
   std::string mixed_precision_reduce = "float32";
   std::string device = "auto";
   int64_t num_threads = 0;
+  bool enable_cpu_offload = false;
 };
 
 struct OptimizerConfig {
@@ -78,7 +79,7 @@ struct LrSchedulerConfig {
 struct ParallelismConfig {
   int64_t data_parallel_replicate_degree = 1;
   int64_t data_parallel_shard_degree = -1;
-  std::string fsdp_reshard_after_forward = "default";
+  std::string fsdp_reshard_after_forward = "default";  // or a number of ranks
 };
 
 struct ActivationCheckpointConfig {

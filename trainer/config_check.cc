@@ -205,6 +205,11 @@ RankPlan plan_ranks(const TrainConfig& config, int64_t world_size) {
                       text(world_size) + " ranks that were started, got " +
                       text(replicate * shard) + "; start that many or change the degrees");
   }
+  const auto& reshard = config.parallelism.fsdp_reshard_after_forward;
+  if (const auto kept_by = parse_integer(reshard).value; kept_by && shard % *kept_by != 0) {
+    throw ConfigError("parallelism.fsdp_reshard_after_forward: expected a divisor of the " +
+                      text(shard) + " ranks that share one copy, got " + reshard);
+  }
   RankPlan plan = {.replicate_degree = replicate, .shard_degree = shard};
   const int64_t windows = training.local_batch_size * world_size;  // of one pass on every rank
   plan.global_batch_size = training.global_batch_size == -1 ? windows : training.global_batch_size;

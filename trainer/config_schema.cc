@@ -190,6 +190,9 @@ std::vector<ConfigKey> training_keys() {
        "auto: cuda where there is one", ""},
       {"training", "num_threads", IntegerKey{field<&C::training, &T::num_threads>, 0, 4096},
        "threads", "of one rank; 0: its share of the cores", ""},
+      {"training", "enable_cpu_offload", BooleanKey{field<&C::training, &T::enable_cpu_offload>},
+       "", "parameters, gradients and optimizer stay in the CPU's memory; a GPU gets what it needs",
+       "cpu_offload offload_params"},
   };
 }
 
@@ -242,9 +245,11 @@ std::vector<ConfigKey> parallelism_keys() {
        "ranks that share one copy; -1: all that are left", "dp_shard data_parallel_degree"},
       {"parallelism", "fsdp_reshard_after_forward",
        TextKey{field<&C::parallelism, &P::fsdp_reshard_after_forward>,
-               {"default", "always", "never"}},
+               {"default", "always", "never"},
+               2},
        "",
-       "free gathered parameters between forward and backward; default: in blocks, not in the root",
+       "free gathered parameters between forward and backward; default: in blocks, not in the "
+       "root; a number n: n neighbouring ranks keep one copy among them",
        "reshard_after_forward"},
       {"activation_checkpoint", "mode",
        TextKey{field<&C::activation_checkpoint, &A::mode>, {"none", "full", "selective"}}, "",

@@ -175,6 +175,10 @@ TEST(PlanRanks, RefusesWhatDoesNotFit) {
             "parallelism: expected data_parallel_replicate_degree (1) x "
             "data_parallel_shard_degree (2) to make the 1 ranks that were started, got 2; start "
             "that many or change the degrees");
+  EXPECT_EQ(plan_error({"parallelism.fsdp_reshard_after_forward=2"}, 4), "none");
+  EXPECT_EQ(plan_error({"parallelism.fsdp_reshard_after_forward=3"}, 4),
+            "parallelism.fsdp_reshard_after_forward: expected a divisor of the 4 ranks that share "
+            "one copy, got 3");
   EXPECT_EQ(plan_error({}, 0), "world size: expected 1 to 1048576 ranks, got 0");
 }
 

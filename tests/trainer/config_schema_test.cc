@@ -54,6 +54,7 @@ training.mixed_precision_param
 training.mixed_precision_reduce
 training.device
 training.num_threads
+training.enable_cpu_offload
 optimizer.name
 optimizer.lr
 optimizer.beta1

@@ -188,6 +188,19 @@ class TrainRun(unittest.TestCase):
         for ours, reference in zip(step_lines(self.folder / "mesh"), step_lines(self.folder / "run"), strict=True):
             self.assertAlmostEqual(ours["loss"] / reference["loss"], 1.0, delta=1e-5)
 
+    def test_reshard_policy_and_offload_keep_the_bits(self):
+        lines = {}
+        for name, override in dict(plain="training.steps=10", freed="parallelism.fsdp_reshard_after_forward=always",
+                                   kept="parallelism.fsdp_reshard_after_forward=never",
+                                   halves="parallelism.fsdp_reshard_after_forward=2",
+                                   offloaded="training.enable_cpu_offload=true").items():
+            status, _, errors = self.train("training.steps=10", override, config=self.write_config(name), ranks=4)
+            self.assertEqual(status, 0, errors)
+            lines[name] = [(line["loss"], line["grad_norm"]) for line in step_lines(self.folder / name)]
+            self.assertEqual(lines[name], lines["plain"], name)
+        self.assertEqual(len(lines["plain"]), 10)
+        self.assert_fails("expected a divisor of the 1 ranks", "parallelism.fsdp_reshard_after_forward=3", code=2)
+
     def test_activation_checkpointing_keeps_the_bits(self):
         runs = {"plain": [], "full": ["activation_checkpoint.mode=full"],
                 "second": ["activation_checkpoint.mode=selective"],
