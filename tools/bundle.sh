@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Makes a folder that runs on another machine: tools/bundle.sh OUTPUT
+# Makes a folder that runs on another machine: tools/bundle.sh OUTPUT [PROGRAM ...]
 # It holds the program, the configurations and every library it needs but libc and libtorch's own; those are taken from the
 # torch wheel of the other machine, which must have the same version (third_party/requirements.txt):
 #   OUTPUT/narrowgauge train OUTPUT/configs/bench/llama_12m.yaml
 # looks for torch through NARROWGAUGE_TORCH (the folder .../site-packages/torch) or the machine's python3.
 # The program is built first, unless NARROWGAUGE_BINARIES names the folder of another build.
+# Further PROGRAMs (tests, benchmarks; built already) start in the same way: OUTPUT/NAME.
 set -euo pipefail
 root=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
-[ $# -eq 1 ] && [[ $1 != -* ]] || { sed -n '2,7s/^# //p' "$root/tools/bundle.sh"; [ "${1:-}" = --help ] && exit 0 || exit 2; }
+[ $# -ge 1 ] && [[ $1 != -* ]] || { sed -n '2,8s/^# //p' "$root/tools/bundle.sh"; [ "${1:-}" = --help ] && exit 0 || exit 2; }
 output=$1
+shift
 fail() {
   echo "bundle: $1" >&2
   exit 1
@@ -17,7 +19,7 @@ fail() {
 [ -n "${NARROWGAUGE_BINARIES:-}" ] || "$root/narrowgauge" --version >/dev/null
 binaries=${NARROWGAUGE_BINARIES:-$root/bazel-bin/trainer}
 torch_version=$(sed -n 's/^torch==//p' "$root/third_party/requirements.txt")
-programs=("$binaries"/narrowgauge{,_torch})
+programs=("$binaries"/narrowgauge{,_torch} "$@")
 for program in "${programs[@]}"; do
   [ -x "$program" ] || fail "no program $program; build it, or leave NARROWGAUGE_BINARIES unset"
 done
@@ -71,9 +73,12 @@ for folder in "$torch"/../nvidia/*/lib; do
 done
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export NARROWGAUGE_ROOT=$here
-exec "$here/bin/narrowgauge" "$@"
+exec "$here/bin/$(basename "$0")" "$@"
 LAUNCHER
 } >"$building/narrowgauge"
 chmod +x "$building/narrowgauge"
+for program in "$@"; do
+  ln -s narrowgauge "$building/$(basename "$program")"
+done
 mv -T "$building" "$output"
 du -sh "$output" >&2

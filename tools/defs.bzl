@@ -8,11 +8,10 @@ KERNEL_COPTS = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
 def ng_cc_library(name, copts = [], **kwargs):
     native.cc_library(name = name, copts = _COPTS + copts, linkstatic = True, **kwargs)
 
-# Machine code for Ampere and Hopper; later processors compile the PTX when the program starts.
 _NVCC_FLAGS = [
     "-std=c++20",
     "-O3",
-    "-gencode=arch=compute_80,code=sm_80",
+    # Hopper; later processors compile the PTX when the program starts.
     "-gencode=arch=compute_90,code=[sm_90,compute_90]",
     "-Werror=all-warnings",
     "-Xcompiler=-fPIC,-Wall,-Wextra",
@@ -55,9 +54,13 @@ _nvcc_objects = rule(
     },
 )
 
-def ng_cuda_library(name, srcs, hdrs = [], deps = [], copts = [], **kwargs):
-    """Kernels: .cu sources compiled by nvcc from wheels, linked with cudart alone. No GPU is needed to build or to load them."""
+def ng_cuda_library(name, srcs, hdrs = [], deps = [], copts = [], hopper_only = False, **kwargs):
+    """Kernels: .cu sources compiled by nvcc from wheels, linked with cudart alone. No GPU is needed to build or to load them.
+
+    Without hopper_only (fp8 instructions, say) there is machine code for Ampere, too.
+    """
     deps = deps + ["@torch//:cudart"]
+    copts = copts + ([] if hopper_only else ["-gencode=arch=compute_80,code=sm_80"])
     _nvcc_objects(name = name + "_objects", srcs = srcs, hdrs = hdrs, deps = deps, copts = copts)
     native.cc_library(name = name, srcs = [name + "_objects"], hdrs = hdrs, deps = deps, linkstatic = True, **kwargs)
 

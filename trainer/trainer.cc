@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <chrono>
@@ -28,11 +29,13 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// [batch_size, seq_len] int64 on `device`. `tokens` may be gone afterwards.
+// [batch_size, seq_len] int64 on `device`. `tokens` may be gone afterwards. Page-locked memory lets the
+// copy to a GPU queue behind the work there instead of waiting for it; libtorch keeps such memory
+// until the copy is done.
 at::Tensor to_tensor(std::vector<int64_t>& tokens, const data::Batch& batch, at::Device device) {
   const at::Tensor view =
       at::from_blob(tokens.data(), {batch.batch_size, batch.seq_len}, at::kLong);
-  return device.is_cpu() ? view.clone() : view.to(device);
+  return device.is_cpu() ? view.clone() : view.pin_memory().to(device, /*non_blocking=*/true);
 }
 
 bool is_due(int64_t step, int64_t interval, int64_t last_step) {
@@ -138,8 +141,10 @@ void Trainer::train(const StopSignal& stop_signal) {
 
 StepMetrics Trainer::train_step(int64_t step) {
   const double started = now_seconds();
-  const double loss = sum_over_ranks(accumulate_gradients(step));
+  const at::Tensor local_loss = accumulate_gradients(step);
+  // The one wait for a GPU in a step; the loss is there by then.
   const double grad_norm = fsdp::total_grad_norm(parameters_, mesh_);
+  const double loss = sum_over_ranks(local_loss.item<double>());
   if (!std::isfinite(loss) || !std::isfinite(grad_norm)) {
     throw std::runtime_error(
         "step " + std::to_string(step) + ": loss is " + std::to_string(loss) +
@@ -165,7 +170,7 @@ StepMetrics Trainer::train_step(int64_t step) {
   return metrics;
 }
 
-double Trainer::accumulate_gradients(int64_t step) {
+at::Tensor Trainer::accumulate_gradients(int64_t step) {
   const int64_t batch_size = config_.training.local_batch_size;
   const int64_t num_micro_batches = plan_.accumulation_steps;
   const int64_t first_sample = mesh_.world().rank() * num_micro_batches * batch_size;
@@ -178,7 +183,7 @@ double Trainer::accumulate_gradients(int64_t step) {
     num_valid += batches.back().num_valid_tokens;
   }
   const double global_valid = sum_over_ranks(static_cast<double>(num_valid));
-  double loss = 0;
+  at::Tensor loss = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
   for (int64_t i = 0; i < num_micro_batches; ++i) {
     data::Batch& batch = batches[i];
     fsdp::set_requires_gradient_sync(*model_, i == num_micro_batches - 1);
@@ -186,7 +191,7 @@ double Trainer::accumulate_gradients(int64_t step) {
                                                  to_tensor(batch.targets, batch, device_));
     const at::Tensor mean = loss_sum.div(global_valid);
     mean.backward();
-    loss += mean.item<double>();
+    loss.add_(mean.detach());
   }
   return loss;
 }

@@ -51,8 +51,8 @@ class Trainer {
   StepMetrics train_step(int64_t step);
   // Forward and backward over this rank's part of the global batch of `step`; gradients are left on
   // the sharded parameters. Returns this rank's sum of losses divided by the global number of valid
-  // tokens.
-  double accumulate_gradients(int64_t step);
+  // tokens: 0-dim fp64 on the device, which may still be at work.
+  at::Tensor accumulate_gradients(int64_t step);
   void validate();
   void write_sample();
   // A checkpoint that cannot be written costs a line on standard error, not the run.

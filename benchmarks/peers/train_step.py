@@ -1,8 +1,10 @@
-"""The peer of configs/bench/llama_12m.yaml: the same model, batch and optimizer in PyTorch, eager or torch.compile;
-under torchrun sharded by FSDP2 over Gloo, each block a group, parameters and computation in --dtype, reductions in fp32.
+"""The peer of configs/bench/llama_12m.yaml: the same model, batch and optimizer in PyTorch, eager or torch.compile, in
+bf16 or torchao's float8; under torchrun sharded by FSDP2 over Gloo, each block a group, parameters and computation in
+--dtype, reductions in fp32.
 
 Prints one JSON object: the seconds of each step after the warm-up, tokens a step, peak resident bytes (of rank 0)
-and the last loss (its rank's). Usage: train_step.py [--steps N] [--warmup N] [--threads N] [--compile] [shape options]
+and the last loss (its rank's). Usage: train_step.py [--steps N] [--warmup N] [--threads N] [--compile]
+[--float8 tensorwise|rowwise] [shape options]
 batch_size is of all ranks, threads are of each.
 """
 import argparse
@@ -103,6 +105,7 @@ def main():
     for name, default in dict(steps=12, warmup=3, threads=2, **shape).items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--float8", choices=["tensorwise", "rowwise"], help="torchao's recipe for all layers but lm_head")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
@@ -110,6 +113,10 @@ def main():
     torch.manual_seed(0)
     model = Llama(args.vocab_size, args.dim, args.num_layers, args.num_heads, args.num_kv_heads, args.ffn_dim,
                   args.seq_len).to(args.device)
+    if args.float8:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+        convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name(args.float8),
+                                   module_filter_fn=lambda module, name: name != "lm_head")
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
     if ranks > 1:

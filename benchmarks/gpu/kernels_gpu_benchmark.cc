@@ -1,0 +1,249 @@
+// Kernels on a GPU beside the bandwidth of a copy, measured in the same run. Prints one line a
+// kernel: microseconds (median of kRepeats, timed by events), the bytes it must move, GB/s and the
+// share of the copy's GB/s; attention prints TFLOP/s. Data are random and larger than the
+// last-level cache.
+//   kernels_gpu_benchmark [FILTER]     only kernels whose name contains FILTER
+
+#include <ATen/Context.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cuda/launch_scope.h"
+#include "cuda/libtorch_cuda.h"
+#include "nn/cross_entropy.h"
+#include "nn/rms_norm.h"
+#include "nn/rotary_embedding.h"
+#include "nn/swiglu.h"
+#include "optim/adamw.h"
+
+namespace narrowgauge {
+namespace {
+
+constexpr int kWarmup = 3;
+constexpr int kRepeats = 20;
+constexpr double kGiga = 1e9;
+
+class Benchmark {
+ public:
+  explicit Benchmark(std::string filter) : filter_(std::move(filter)) {
+    const at::Tensor from = random({1 << 29}, at::kBFloat16);
+    const at::Tensor to = at::empty_like(from);
+    const double seconds = measure([&] { to.copy_(from); });
+    copy_bandwidth_ = 2.0 * static_cast<double>(from.nbytes()) / seconds;
+    std::printf("%-44s %9.1f us %8.0f GB/s\n", "copy of 1 GiB", 1e6 * seconds,
+                copy_bandwidth_ / kGiga);
+  }
+
+  static at::Tensor random(at::IntArrayRef sizes, at::ScalarType dtype) {
+    return at::randn(sizes, at::TensorOptions(at::kCUDA).dtype(dtype));
+  }
+
+  // bytes: what must be read and written once.
+  void run(const std::string& name, double bytes, const std::function<void()>& kernel) const {
+    if (name.find(filter_) == std::string::npos) {
+      return;
+    }
+    const double seconds = measure(kernel);
+    std::printf("%-44s %9.1f us %8.0f GB/s %5.1f %%\n", name.c_str(), 1e6 * seconds,
+                bytes / seconds / kGiga, 100.0 * bytes / seconds / copy_bandwidth_);
+    std::fflush(stdout);
+  }
+
+  void run_flops(const std::string& name, double flops, const std::function<void()>& kernel) const {
+    if (name.find(filter_) == std::string::npos) {
+      return;
+    }
+    const double seconds = measure(kernel);
+    std::printf("%-44s %9.1f us %8.1f TFLOP/s\n", name.c_str(), 1e6 * seconds,
+                flops / seconds / 1e12);
+    std::fflush(stdout);
+  }
+
+ private:
+  static double measure(const std::function<void()>& kernel) {
+    const cuda::LaunchScope scope(random({1}, at::kFloat));
+    cudaEvent_t begin{};
+    cudaEvent_t end{};
+    cudaEventCreate(&begin);
+    cudaEventCreate(&end);
+    std::vector<double> seconds;
+    for (int i = 0; i < kWarmup + kRepeats; ++i) {
+      cudaEventRecord(begin, scope.stream());
+      kernel();
+      cudaEventRecord(end, scope.stream());
+      const cudaError_t error = cudaEventSynchronize(end);
+      TORCH_CHECK(error == cudaSuccess, cudaGetErrorString(error));
+      float milliseconds = 0;
+      cudaEventElapsedTime(&milliseconds, begin, end);
+      if (i >= kWarmup) {
+        seconds.push_back(milliseconds / 1e3);
+      }
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    std::sort(seconds.begin(), seconds.end());
+    return seconds[seconds.size() / 2];
+  }
+
+  std::string filter_;
+  double copy_bandwidth_ = 0;
+};
+
+std::string named(const char* kernel, int64_t rows, int64_t columns) {
+  return std::string(kernel) + " " + std::to_string(rows) + " x " + std::to_string(columns);
+}
+
+// The gradient of `output` in `inputs`' leaves, timed alone: the graph is kept.
+std::function<void()> backward_of(const at::Tensor& output, const at::Tensor& grad,
+                                  std::vector<at::Tensor> leaves) {
+  return [=] {
+    for (const at::Tensor& leaf : leaves) {
+      leaf.mutable_grad() = at::Tensor();
+    }
+    output.backward(grad, /*retain_graph=*/true);
+  };
+}
+
+void benchmark_norm(const Benchmark& b, int64_t rows, int64_t dim) {
+  const auto elements = static_cast<double>(rows * dim);
+  const at::Tensor weight = Benchmark::random({dim}, at::kFloat).requires_grad_();
+  const at::Tensor x = Benchmark::random({rows, dim}, at::kBFloat16).requires_grad_();
+  const at::Tensor residual = Benchmark::random({rows, dim}, at::kBFloat16).requires_grad_();
+  const at::Tensor grad = Benchmark::random({rows, dim}, at::kBFloat16);
+  b.run(named("rms_norm", rows, dim), 4 * elements, [&] { nn::rms_norm(x, weight, 1e-5); });
+  b.run(named("rms_norm backward", rows, dim), 6 * elements,
+        backward_of(nn::rms_norm(x, weight, 1e-5), grad, {x, weight}));
+  b.run(named("add_rms_norm", rows, dim), 8 * elements,
+        [&] { nn::add_rms_norm(residual, x, weight, 1e-5); });
+}
+
+void benchmark_swiglu(const Benchmark& b, int64_t rows, int64_t ffn) {
+  const auto elements = static_cast<double>(rows * ffn);
+  const at::Tensor gate_up = Benchmark::random({rows, 2 * ffn}, at::kBFloat16).requires_grad_();
+  const at::Tensor grad = Benchmark::random({rows, ffn}, at::kBFloat16);
+  b.run(named("swiglu", rows, ffn), 6 * elements, [&] { nn::swiglu(gate_up); });
+  b.run(named("swiglu backward", rows, ffn), 10 * elements,
+        backward_of(nn::swiglu(gate_up), grad, {gate_up}));
+}
+
+void benchmark_cross_entropy(const Benchmark& b, int64_t rows, int64_t vocab) {
+  const auto elements = static_cast<double>(rows * vocab);
+  const at::Tensor logits = Benchmark::random({rows, vocab}, at::kBFloat16).requires_grad_();
+  const at::Tensor targets = at::randint(vocab, {rows}, at::kLong).cuda();
+  b.run(named("cross_entropy", rows, vocab), 2 * elements,
+        [&] { nn::cross_entropy_sum(logits, targets); });
+  b.run(named("cross_entropy backward", rows, vocab), 4 * elements,
+        backward_of(nn::cross_entropy_sum(logits, targets), {}, {logits}));
+}
+
+struct AttentionShape {
+  int64_t batch, length, num_heads, num_kv_heads, head_dim;
+};
+
+void benchmark_rope(const Benchmark& b, AttentionShape s) {
+  nn::TransformerConfig config;
+  config.head_dim = s.head_dim;
+  const nn::RotaryTable table = nn::make_rotary_table(config, s.length);
+  const nn::RotaryTable on_gpu{table.cos.cuda(), table.sin.cuda()};
+  const int64_t width = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim;
+  const at::Tensor qkv = Benchmark::random({s.batch, s.length, width}, at::kBFloat16);
+  b.run(named("split_qkv_rope", s.batch * s.length, width), 2.0 * static_cast<double>(qkv.nbytes()),
+        [&] {
+          nn::split_qkv_rope(qkv, on_gpu, 0, {s.num_heads, s.num_kv_heads});
+        });
+}
+
+// In the layout that split_qkv_rope gives.
+void benchmark_attention(const Benchmark& b, const char* backend, AttentionShape s) {
+  const auto make = [&](int64_t heads) {
+    return Benchmark::random({s.batch, s.length, heads, s.head_dim}, at::kBFloat16)
+        .transpose(1, 2)
+        .requires_grad_();
+  };
+  const at::Tensor q = make(s.num_heads);
+  const at::Tensor k = make(s.num_kv_heads);
+  const at::Tensor v = make(s.num_kv_heads);
+  const auto attend = [&] {
+    return at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true, std::nullopt,
+                                            s.num_heads != s.num_kv_heads);
+  };
+  const double forward =
+      2.0 * static_cast<double>(s.batch * s.num_heads * s.length * s.length * s.head_dim);
+  const std::string shape = std::string(" ") + backend + " b" + std::to_string(s.batch) + " t" +
+                            std::to_string(s.length) + " h" + std::to_string(s.num_heads) + "/" +
+                            std::to_string(s.num_kv_heads) + " d" + std::to_string(s.head_dim);
+  b.run_flops("attention" + shape, forward, [&] { attend(); });
+  const at::Tensor out = attend();
+  b.run_flops("attention backward" + shape, 2.5 * forward,
+              backward_of(out, at::empty_like(out).normal_(), {q, k, v}));
+}
+
+void benchmark_attention_backends(const Benchmark& b) {
+  auto& context = at::globalContext();
+  for (const char* backend : {"default", "flash", "cudnn"}) {
+    const std::string name = backend;
+    context.setSDPUseFlash(name != "cudnn");
+    context.setSDPUseCuDNN(name != "flash");
+    context.setSDPUseMemEfficient(false);
+    context.setSDPUseMath(false);
+    for (const AttentionShape shape :
+         {AttentionShape{2, 8192, 32, 8, 128}, AttentionShape{4, 2048, 16, 4, 128},
+          AttentionShape{8, 1024, 12, 12, 64}}) {
+      try {
+        benchmark_attention(b, backend, shape);
+      } catch (const c10::Error& error) {
+        std::printf("attention %s: %s\n", backend, error.what_without_backtrace());
+      }
+    }
+  }
+}
+
+void benchmark_adamw(const Benchmark& b) {
+  std::vector<at::Tensor> params;
+  std::vector<std::string> names;
+  double bytes = 0;
+  for (int i = 0; i < 64; ++i) {
+    params.push_back(Benchmark::random({4096, 1024}, at::kFloat));
+    params.back().mutable_grad() = at::empty_like(params.back()).normal_();
+    names.push_back(std::to_string(i));
+    bytes += 28.0 * static_cast<double>(params.back().numel());
+  }
+  optim::AdamW optimizer({{names, params, 1.0, 0.1}}, {});
+  b.run("adamw 64 x 4 Mi", bytes, [&] { optimizer.step(1e-3, 0.5); });
+}
+
+void benchmark_all(const Benchmark& b) {
+  for (const int64_t dim : {384, 768, 2048, 4096, 8192}) {
+    benchmark_norm(b, (int64_t{1} << 26) / dim / 8 * 8, dim);
+  }
+  benchmark_swiglu(b, 8192, 14336);
+  benchmark_swiglu(b, 32768, 3072);
+  benchmark_rope(b, {2, 8192, 32, 8, 128});
+  benchmark_rope(b, {32, 1024, 12, 12, 64});
+  benchmark_cross_entropy(b, 4096, 128256);
+  benchmark_cross_entropy(b, 8192, 50304);
+  benchmark_adamw(b);
+  benchmark_attention_backends(b);
+}
+
+}  // namespace
+}  // namespace narrowgauge
+
+int main(int argc, char** argv) {
+  const std::string problem = narrowgauge::cuda::load_libtorch_cuda();
+  if (!problem.empty()) {
+    std::fprintf(stderr, "kernels_gpu_benchmark: %s\n", problem.c_str());
+    return 1;
+  }
+  narrowgauge::benchmark_all(narrowgauge::Benchmark(argc > 1 ? argv[1] : ""));
+  return 0;
+}
