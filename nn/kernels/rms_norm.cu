@@ -289,13 +289,14 @@ __global__ void backward_long_kernel(BackwardArguments<T> a) {
 }
 
 constexpr int kColumnsPerBlock = 32;
-constexpr int kRowGroups = 8;
+constexpr int kRowGroups = 32;
 
 // out[column] = sum over rows of partial, in the order of rows within each of kRowGroups groups.
 __global__ void sum_columns_kernel(const float* partial, float* out, int64_t rows, int64_t dim) {
   __shared__ float shared[kRowGroups][kColumnsPerBlock];
   const int64_t column = int64_t{blockIdx.x} * kColumnsPerBlock + threadIdx.x;
   float sum = 0;
+#pragma unroll 4
   for (int64_t row = threadIdx.y; column < dim && row < rows; row += kRowGroups) {
     sum += partial[row * dim + column];
   }
@@ -323,9 +324,15 @@ void add_rms_norm(const T* residual, const T* x, const float* weight, T* h, T* y
   forward<T, true>({residual, x, weight, h, y, rstd, rows, dim, eps}, stream);
 }
 
-// Enough for four blocks on each multiprocessor of a large GPU; more would only make grad_weight's
-// partial sums weigh more than the rows.
-int64_t rms_norm_backward_blocks(int64_t rows) { return std::min<int64_t>(rows, 528); }
+// Enough threads for the multiprocessors of a large GPU, whose number is no part of the result:
+// blocks of short rows are small, so there are more of them. Yet more blocks would make
+// grad_weight's partial sums weigh too much beside the rows.
+int64_t rms_norm_backward_blocks(int64_t rows, int64_t dim) {
+  constexpr int64_t kFewest = 528;
+  constexpr int64_t kMost = 2112;
+  constexpr int64_t kElements = kFewest * 2048;
+  return std::min(rows, std::clamp(kElements / dim, kFewest, kMost));
+}
 
 template <typename T>
 void rms_norm_backward(const T* grad_y, const T* grad_h, const T* x, const float* weight,
@@ -333,7 +340,7 @@ void rms_norm_backward(const T* grad_y, const T* grad_h, const T* x, const float
                        int64_t rows, int64_t dim, cuda::StreamHandle stream) {
   constexpr int kWidth = kLanes<T>;
   const BackwardArguments<T> a{grad_y, grad_h, x, weight, rstd, grad_x, partial, rows, dim};
-  const int64_t num_blocks = rms_norm_backward_blocks(rows);
+  const int64_t num_blocks = rms_norm_backward_blocks(rows, dim);
   const auto grid = static_cast<unsigned>(num_blocks);
   const bool vectorizable = cuda::is_vectorizable(dim, grad_y, x, grad_x, weight, partial) &&
                             (grad_h == nullptr || cuda::is_vectorizable(dim, grad_h));

@@ -9,10 +9,11 @@ namespace {
 
 using cuda::ceil_div;
 using cuda::kLanes;
+using cuda::kWarpSize;
 using cuda::load;
 using cuda::store;
 
-constexpr int kThreads = 256;
+constexpr int kMaxThreads = 256;
 
 // Within 4 ulp; e^-x overflows to infinity below -88, which gives 0, the limit. (The fast division
 // costs a fifth of the exact one, which would weigh as much as the memory.)
@@ -67,8 +68,13 @@ __global__ void backward_kernel(const T* grad_out, const T* gate_up, T* grad_gat
 
 constexpr int64_t kMaxGridRows = 65535;
 
+unsigned threads_of(int64_t vectors) {
+  return static_cast<unsigned>(
+      vectors < kMaxThreads ? ceil_div<int64_t>(vectors, kWarpSize) * kWarpSize : kMaxThreads);
+}
+
 dim3 grid_of(int64_t rows, int64_t vectors) {
-  return {static_cast<unsigned>(ceil_div<int64_t>(vectors, kThreads)),
+  return {static_cast<unsigned>(ceil_div<int64_t>(vectors, threads_of(vectors))),
           static_cast<unsigned>(rows < kMaxGridRows ? rows : kMaxGridRows)};
 }
 
@@ -81,10 +87,11 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int64_t ffn, cuda::StreamHan
   }
   if (cuda::is_vectorizable(ffn, gate_up, out)) {
     constexpr int kWidth = kLanes<T>;
-    forward_kernel<T, kWidth>
-        <<<grid_of(rows, ffn / kWidth), kThreads, 0, stream>>>(gate_up, out, rows, ffn);
+    forward_kernel<T, kWidth><<<grid_of(rows, ffn / kWidth), threads_of(ffn / kWidth), 0, stream>>>(
+        gate_up, out, rows, ffn);
   } else {
-    forward_kernel<T, 1><<<grid_of(rows, ffn), kThreads, 0, stream>>>(gate_up, out, rows, ffn);
+    forward_kernel<T, 1>
+        <<<grid_of(rows, ffn), threads_of(ffn), 0, stream>>>(gate_up, out, rows, ffn);
   }
   cuda::check_launch("swiglu");
 }
@@ -97,11 +104,12 @@ void swiglu_backward(const T* grad_out, const T* gate_up, T* grad_gate_up, int64
   }
   if (cuda::is_vectorizable(ffn, grad_out, gate_up, grad_gate_up)) {
     constexpr int kWidth = kLanes<T>;
-    backward_kernel<T, kWidth><<<grid_of(rows, ffn / kWidth), kThreads, 0, stream>>>(
-        grad_out, gate_up, grad_gate_up, rows, ffn);
+    backward_kernel<T, kWidth>
+        <<<grid_of(rows, ffn / kWidth), threads_of(ffn / kWidth), 0, stream>>>(
+            grad_out, gate_up, grad_gate_up, rows, ffn);
   } else {
-    backward_kernel<T, 1>
-        <<<grid_of(rows, ffn), kThreads, 0, stream>>>(grad_out, gate_up, grad_gate_up, rows, ffn);
+    backward_kernel<T, 1><<<grid_of(rows, ffn), threads_of(ffn), 0, stream>>>(
+        grad_out, gate_up, grad_gate_up, rows, ffn);
   }
   cuda::check_launch("swiglu_backward");
 }

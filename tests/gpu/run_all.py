@@ -3,8 +3,8 @@
 Usage, here:   tools/bundle.sh FOLDER bazel-bin/tests/gpu/*_gpu_test bazel-bin/benchmarks/gpu/kernels_gpu_benchmark
        there:  python3 tests/gpu/run_all.py FOLDER [--only NAME ...] [--minutes 8] [--logs DIRECTORY]
 Runs every FOLDER/*_gpu_test, train_on_gpu_test.py, compute-sanitizer on the kernels' smaller cases (where it is installed)
-and both benchmarks, each within the time that is left. Output goes to DIRECTORY (default $OUT, else a temporary one); the
-table printed last has a line for each part. Exits 1 if a part failed. Parts that the time did not reach count as failed.
+and both benchmarks, each within the time that is left. All output goes to DIRECTORY/run_all.log (default $OUT, else a
+temporary one); the table printed last has a line or more for each part. Exits 1 if a part failed. Parts that the time did not reach count as failed.
 """
 import argparse
 import os
@@ -39,9 +39,9 @@ def parts(bundle, python):
     yield "train_step float8", [*train, "--models", "llama_1b", "--peers", "float8_tensorwise", "float8_rowwise"], 100
 
 
-def run(command, log, seconds):
+def run(command, seconds):
     """(exit status, output); a status of None: out of time."""
-    with open(log, "w+", encoding="utf-8", errors="replace") as file:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
         try:
             status = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, timeout=seconds).returncode
         except subprocess.TimeoutExpired:
@@ -62,6 +62,7 @@ def main():
     args = parser.parse_args()
     logs = pathlib.Path(args.logs or tempfile.mkdtemp())
     logs.mkdir(parents=True, exist_ok=True)
+    log = logs / "run_all.log"
     end = time.monotonic() + 60 * args.minutes
     rows = []
     for name, command, num_lines in parts(args.bundle.resolve(), sys.executable):
@@ -69,13 +70,18 @@ def main():
             continue
         started = time.monotonic()
         left = end - started
-        status, output = run(command, logs / (name.replace(" ", "_") + ".log"), left) if left > 5 else (None, "")
+        status, output = run(command, left) if left > 5 else (None, "")
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"==== {name}: {' '.join(map(str, command))}\n{output}\n")
         verdict = {0: "ok", None: "out of time"}.get(status, f"FAILED ({status})")
-        rows.append((name, verdict, time.monotonic() - started, output.strip().splitlines()[-num_lines:]))
+        lines = output.strip().splitlines()
+        failures = [line for line in lines if line.startswith(("[  FAILED  ]", "FAIL:", "ERROR:", "========= "))]
+        shown = failures[:20] if status != 0 and failures else lines[-num_lines:]
+        rows.append((name, verdict, time.monotonic() - started, shown))
         print(f"{verdict:12} {name}", file=sys.stderr, flush=True)
         if status not in (0, None):
-            print(output[-3000:], file=sys.stderr)
-    print("\n".join(["", f"logs: {logs}"]))
+            print(output if len(output) < 4000 else output[:2000] + "\n...\n" + output[-2000:], file=sys.stderr)
+    print(f"\nlog: {log}")
     for name, verdict, seconds, lines in rows:
         print(f"== {name}: {verdict}, {seconds:.0f} s")
         print("\n".join(lines))
