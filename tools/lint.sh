@@ -58,7 +58,8 @@ echo "[lint] clang-format of ${#files[@]} files" >&2
 [ -e third_party/site ] || { echo "lint: no libtorch headers yet; run tools/setup.sh" >&2; exit 1; }
 torch=third_party/site/torch/include
 flags=(-x c++ -std=c++20 -fopenmp -Wall -Wextra -I. -isystem "$torch" -isystem "$torch/torch/csrc/api/include"
-  -isystem /usr/lib/x86_64-linux-gnu/openmpi/include -DOMPI_SKIP_MPICXX=1)
+  -isystem /usr/lib/x86_64-linux-gnu/openmpi/include -DOMPI_SKIP_MPICXX=1
+  -isystem third_party/site/nvidia/cu13/include -isystem third_party/cuda/include)
 printf '%s\0' "${files[@]}" | { grep -zvE '\.cuh?$' || :; } |
   xargs -0 -r -I{} -P "$(nproc)" \
     bash -c 'echo "[lint] clang-tidy $1" >&2; exec "$0" --quiet "$@"' "$clang_tidy" {} -- "${flags[@]}" \

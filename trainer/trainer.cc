@@ -29,9 +29,9 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// [batch_size, seq_len] int64 on `device`. `tokens` may be gone afterwards. Page-locked memory lets the
-// copy to a GPU queue behind the work there instead of waiting for it; libtorch keeps such memory
-// until the copy is done.
+// [batch_size, seq_len] int64 on `device`. `tokens` may be gone afterwards. Page-locked memory lets
+// the copy to a GPU queue behind the work there instead of waiting for it; libtorch keeps such
+// memory until the copy is done.
 at::Tensor to_tensor(std::vector<int64_t>& tokens, const data::Batch& batch, at::Device device) {
   const at::Tensor view =
       at::from_blob(tokens.data(), {batch.batch_size, batch.seq_len}, at::kLong);
