@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 
-// What the functions of nn/ share when they call a kernel: kernels know plain pointers, float for fp32
-// and uint16_t for bf16. Which device's kernel runs is decided by x.is_cuda() where it is called.
+// What the functions of nn/ share when they call a kernel: kernels know plain pointers, float for
+// fp32 and uint16_t for bf16. Which device's kernel runs is decided by x.is_cuda() where it is
+// called.
 namespace narrowgauge::nn {
 
 inline bool has_kernel(const at::Tensor& x) {

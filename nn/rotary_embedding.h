@@ -41,8 +41,9 @@ struct QKNorm {
 // Splits the output of qkv_proj into heads and rotates q and k by their positions: with
 // (a, b) = the halves of a head, (a cos - b sin, b cos + a sin); fp32 inside, one rounding.
 // qkv: [B, T, (H + 2 * KV) * D] bf16 or fp32; row t has position begin + t.
-// Outputs are in qkv's dtype; contiguous on the CPU, the transpose of [B, T, heads, D] on a GPU. Differentiable once: one gradient tensor of qkv's shape.
-// Throws if the table is too short or a shape does not fit.
+// Outputs are in qkv's dtype; contiguous on the CPU, the transpose of [B, T, heads, D] on a GPU.
+// Differentiable once: one gradient tensor of qkv's shape. Throws if the table is too short or a
+// shape does not fit.
 QKV split_qkv_rope(const at::Tensor& qkv, const RotaryTable& table, int64_t begin, HeadCounts heads,
                    const QKNorm& norm = {});
 
