@@ -50,7 +50,7 @@ Grads backward_on_cuda(const at::Tensor& grad_y, const at::Tensor& grad_h, const
   const int64_t dim = x.size(-1);
   const int64_t rows = rstd.numel();
   const at::Tensor partial =
-      at::empty({kernels::rms_norm_backward_blocks(rows, dim), dim}, rstd.options());
+      at::empty({kernels::rms_norm_backward_blocks(rows), dim}, rstd.options());
   const at::Tensor grad_x = at::empty_like(x);
   const at::Tensor grad_weight = at::empty({dim}, rstd.options());
   const at::Tensor w = wide(weight);

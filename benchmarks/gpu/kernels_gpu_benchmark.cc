@@ -29,7 +29,8 @@ namespace narrowgauge {
 namespace {
 
 constexpr int kWarmup = 3;
-constexpr int kRepeats = 20;
+constexpr int kRepeats = 10;
+constexpr int kCalls = 10;
 constexpr double kGiga = 1e9;
 
 class Benchmark {
@@ -78,14 +79,16 @@ class Benchmark {
     std::vector<double> seconds;
     for (int i = 0; i < kWarmup + kRepeats; ++i) {
       cudaEventRecord(begin, scope.stream());
-      kernel();
+      for (int call = 0; call < kCalls; ++call) {
+        kernel();
+      }
       cudaEventRecord(end, scope.stream());
       const cudaError_t error = cudaEventSynchronize(end);
       TORCH_CHECK(error == cudaSuccess, cudaGetErrorString(error));
       float milliseconds = 0;
       cudaEventElapsedTime(&milliseconds, begin, end);
       if (i >= kWarmup) {
-        seconds.push_back(milliseconds / 1e3);
+        seconds.push_back(milliseconds / 1e3 / kCalls);
       }
     }
     cudaEventDestroy(begin);

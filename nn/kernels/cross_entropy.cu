@@ -19,37 +19,65 @@ using cuda::load;
 using cuda::store;
 
 constexpr int kMaxThreads = 1024;
+constexpr int kForwardThreads = 512;
 
-// sum = sum of exp(logit - largest). Nothing seen yet: largest -inf, sum 0.
+// sum = sum of exp(logit - largest). Nothing seen yet, or only -inf: largest -inf, sum 0.
 struct Part {
   float largest;
   float sum;
 };
 
-// e^(x - largest); what is -inf counts nothing, also where everything so far is.
-__device__ float relative_exp(float x, float largest) {
-  return x == -INFINITY ? 0.0F : __expf(x - largest);
-}
+// What exponents are relative to: 0 stands in where all is -inf, so that e^(-inf - ...) is 0 there,
+// too.
+__device__ float base_of(float largest) { return largest == -INFINITY ? 0.0F : largest; }
 
+// A NaN is passed over by fmaxf and reaches the sum.
 template <int kWidth>
-__device__ void add(Part& part, const float (&v)[kWidth]) {
-  float largest = part.largest;
+__device__ float largest_of(const float (&v)[kWidth], float largest) {
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     largest = fmaxf(largest, v[i]);
   }
-  float sum = part.largest == largest ? part.sum : part.sum * relative_exp(part.largest, largest);
+  return largest;
+}
+
+template <int kWidth>
+__device__ float sum_of_exp(const float (&v)[kWidth], float base) {
+  float sum = 0;
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    sum += relative_exp(v[i], largest);
+    sum += __expf(v[i] - base);
+  }
+  return sum;
+}
+
+// Joins kVectors vectors of a row to what was seen before, all loads first.
+template <typename T, int kWidth, int kVectors>
+__device__ void add(Part& part, const T* first, int64_t stride) {
+  float v[kVectors][kWidth];
+#pragma unroll
+  for (int k = 0; k < kVectors; ++k) {
+    load(first + k * stride, v[k]);
+  }
+  float largest = part.largest;
+#pragma unroll
+  for (int k = 0; k < kVectors; ++k) {
+    largest = largest_of(v[k], largest);
+  }
+  const float base = base_of(largest);
+  float sum = part.sum * __expf(part.largest - base);
+#pragma unroll
+  for (int k = 0; k < kVectors; ++k) {
+    sum += sum_of_exp(v[k], base);
   }
   part = {largest, sum};
 }
 
 template <typename T, int kWidth>
-__global__ void forward_kernel(const T* logits, const int64_t* targets, float* log_sum_exp,
-                               float* loss, int64_t vocab, int64_t ignore_index) {
-  __shared__ float shared[2][kMaxThreads / kWarpSize];
+__global__ void __launch_bounds__(kForwardThreads, 2)
+    forward_kernel(const T* logits, const int64_t* targets, float* log_sum_exp, float* loss,
+                   int64_t vocab, int64_t ignore_index) {
+  __shared__ float shared[2][kForwardThreads / kWarpSize];
   const int64_t row = blockIdx.x;
   const int64_t target = targets[row];
   if (target == ignore_index) {
@@ -61,17 +89,19 @@ __global__ void forward_kernel(const T* logits, const int64_t* targets, float* l
   }
   const T* of_row = logits + row * vocab;
   Part part{-INFINITY, 0.0F};
+  constexpr int kVectors = 4;
   const int64_t stride = int64_t{blockDim.x} * kWidth;
-  for (int64_t i = int64_t{threadIdx.x} * kWidth; i < vocab; i += stride) {
-    float v[kWidth];
-    load(of_row + i, v);
-    add(part, v);
+  int64_t i = int64_t{threadIdx.x} * kWidth;
+  for (; i + (kVectors - 1) * stride < vocab; i += kVectors * stride) {
+    add<T, kWidth, kVectors>(part, of_row + i, stride);
   }
-  // A NaN is passed over by fmaxf and reaches the sum.
+  for (; i < vocab; i += stride) {
+    add<T, kWidth, 1>(part, of_row + i, stride);
+  }
   const float largest =
       cuda::reduce_row(part.largest, shared[0], [](float a, float b) { return fmaxf(a, b); });
   const float sum =
-      cuda::reduce_row(part.sum * relative_exp(part.largest, largest), shared[1], cuda::Sum{});
+      cuda::reduce_row(part.sum * __expf(part.largest - base_of(largest)), shared[1], cuda::Sum{});
   if (threadIdx.x == 0) {
     const bool is_valid = target >= 0 && target < vocab;
     const float log_sum = logf(sum);
@@ -129,7 +159,7 @@ __global__ void backward_kernel(const T* logits, const int64_t* targets, const f
 unsigned threads_of(int64_t vectors) {
   const int64_t per_thread = 4;
   const int64_t threads = ceil_div<int64_t>(ceil_div(vectors, per_thread), kWarpSize) * kWarpSize;
-  return static_cast<unsigned>(std::min<int64_t>(threads, kMaxThreads));
+  return static_cast<unsigned>(std::min<int64_t>(threads, kForwardThreads));
 }
 
 }  // namespace

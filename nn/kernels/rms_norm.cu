@@ -20,7 +20,6 @@ using cuda::store;
 
 constexpr int kThreads = 256;  // of a block, unless a row asks for more
 constexpr int kMaxThreads = 1024;
-constexpr int kBackwardThreads = 512;  // at most: leaves each thread 128 registers
 constexpr int kSharedFloats = 2 * kMaxThreads / kWarpSize;
 
 template <typename T>
@@ -168,89 +167,134 @@ struct BackwardArguments {
   int64_t dim;
 };
 
-// Of a vector of a row: sum of grad_y weight x.
-template <int kWidth>
-__device__ float dot_of(const float (&gy)[kWidth], const float (&x)[kWidth],
-                        const float (&w)[kWidth]) {
+// One row's vectors of a thread as they lie in memory.
+template <int kVectors>
+struct RowVectors {
+  uint4 grad_y[kVectors];
+  uint4 x[kVectors];
+  uint4 grad_h[kVectors];
+};
+
+template <typename T, int kVectors, bool kHasGradH>
+__device__ void load_row(const BackwardArguments<T>& a, int64_t row, RowVectors<kVectors>& to) {
+#pragma unroll
+  for (int k = 0; k < kVectors; ++k) {
+    const int64_t column = (threadIdx.x + int64_t{k} * blockDim.x) * kLanes<T>;
+    if (row < a.rows && column < a.dim) {
+      const int64_t at = row * a.dim + column;
+      to.grad_y[k] = *reinterpret_cast<const uint4*>(a.grad_y + at);
+      to.x[k] = *reinterpret_cast<const uint4*>(a.x + at);
+      if constexpr (kHasGradH) {
+        to.grad_h[k] = *reinterpret_cast<const uint4*>(a.grad_h + at);
+      }
+    }
+  }
+}
+
+template <typename T>
+__device__ void unpack(const uint4& from, float (&to)[kLanes<T>]) {
+  load(reinterpret_cast<const T*>(&from), to);
+}
+
+// Sum over a thread's vectors of grad_y weight x.
+template <typename T, int kVectors>
+__device__ float dot_of(const RowVectors<kVectors>& row, const float* weight, int64_t dim) {
   float dot = 0;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    dot += gy[i] * w[i] * x[i];
+  for (int k = 0; k < kVectors; ++k) {
+    const int64_t column = (threadIdx.x + int64_t{k} * blockDim.x) * kLanes<T>;
+    if (column < dim) {
+      float gy[kLanes<T>];
+      float x[kLanes<T>];
+      float w[kLanes<T>];
+      unpack<T>(row.grad_y[k], gy);
+      unpack<T>(row.x[k], x);
+      load(weight + column, w);
+#pragma unroll
+      for (int i = 0; i < kLanes<T>; ++i) {
+        dot += gy[i] * w[i] * x[i];
+      }
+    }
   }
   return dot;
 }
 
-// grad_x of a vector, and its part of grad_weight.
-template <typename T, int kWidth>
-__device__ void finish(const BackwardArguments<T>& a, int64_t at, float rstd, float mean,
-                       const float (&gy)[kWidth], const float (&x)[kWidth],
-                       const float (&w)[kWidth], float (&grad_weight)[kWidth]) {
-  float grad[kWidth];
+// grad_x of vector k of a row, and its part of grad_weight.
+template <typename T, int kVectors, bool kHasGradH>
+__device__ void finish(const BackwardArguments<T>& a, int64_t at, const float* weight,
+                       const RowVectors<kVectors>& row, int k, float rstd, float mean,
+                       float (&grad_weight)[kLanes<T>]) {
+  float gy[kLanes<T>];
+  float x[kLanes<T>];
+  float w[kLanes<T>];
+  float gh[kLanes<T>] = {};
+  unpack<T>(row.grad_y[k], gy);
+  unpack<T>(row.x[k], x);
+  load(weight, w);
+  if constexpr (kHasGradH) {
+    unpack<T>(row.grad_h[k], gh);
+  }
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    grad[i] = rstd * (gy[i] * w[i] - x[i] * mean);
+  for (int i = 0; i < kLanes<T>; ++i) {
     grad_weight[i] += gy[i] * (x[i] * rstd);
+    gh[i] += rstd * (gy[i] * w[i] - x[i] * mean);
   }
-  if (a.grad_h != nullptr) {
-    float gh[kWidth];
-    load(a.grad_h + at, gh);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      grad[i] += gh[i];
-    }
-  }
-  store(a.grad_x + at, grad);
+  store(a.grad_x + at, gh);
 }
 
-// Block b takes rows b, b + gridDim.x, ... one after another and keeps its part of grad_weight in
-// registers.
-template <typename T, int kWidth, int kVectors>
-__global__ void __launch_bounds__(kBackwardThreads) backward_kernel(BackwardArguments<T> a) {
-  __shared__ float shared[2][kMaxThreads / kWarpSize];
-  const int64_t first = int64_t{threadIdx.x} * kWidth;
-  const int64_t stride = int64_t{blockDim.x} * kWidth;
+// blockDim.y rows at a time, those of block b being b, b + gridDim.x, ... of such groups; the next
+// group is on its way while one is worked on. Each thread keeps its part of grad_weight in
+// registers; the rows of a block join them in `shared` ([blockDim.y, dim], empty for one row).
+template <typename T, int kVectors, bool kHasGradH>
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardArguments<T> a) {
+  constexpr int kWidth = kLanes<T>;
+  __shared__ float warp_sums[2][kThreads / kWarpSize];
+  extern __shared__ float shared[];
+  const int64_t group_rows = blockDim.y;
+  const int64_t stride = gridDim.x * group_rows;
   float grad_weight[kVectors][kWidth] = {};
+  RowVectors<kVectors> next;
+  load_row<T, kVectors, kHasGradH>(a, blockIdx.x * group_rows + threadIdx.y, next);
   int parity = 0;
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, parity ^= 1) {
-    const int64_t begin = row * a.dim;
+  for (int64_t group = blockIdx.x * group_rows; group < a.rows; group += stride, parity ^= 1) {
+    const int64_t row = group + threadIdx.y;
+    const RowVectors<kVectors> current = next;
+    load_row<T, kVectors, kHasGradH>(a, row + stride, next);
+    const bool is_row = row < a.rows;
+    float dot = is_row ? dot_of<T>(current, a.weight, a.dim) : 0.0F;
+    dot = cuda::reduce_row(dot, warp_sums[parity], cuda::Sum{});
+    if (!is_row) {
+      continue;  // the last group
+    }
     const float rstd = a.rstd[row];
-    float gy[kVectors][kWidth];
-    float x[kVectors][kWidth];
-    float dot = 0;
-#pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      const int64_t column = first + k * stride;
-      if (column < a.dim) {
-        load(a.grad_y + begin + column, gy[k]);
-        load(a.x + begin + column, x[k]);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      const int64_t column = first + k * stride;
-      if (column < a.dim) {
-        float w[kWidth];
-        load(a.weight + column, w);
-        dot += dot_of(gy[k], x[k], w);
-      }
-    }
-    dot = cuda::reduce_row(dot, shared[parity], cuda::Sum{});
     const float mean = dot * rstd * rstd / static_cast<float>(a.dim);
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
-      const int64_t column = first + k * stride;
+      const int64_t column = (threadIdx.x + int64_t{k} * blockDim.x) * kWidth;
       if (column < a.dim) {
-        float w[kWidth];
-        load(a.weight + column, w);
-        finish<T, kWidth>(a, begin + column, rstd, mean, gy[k], x[k], w, grad_weight[k]);
+        finish<T, kVectors, kHasGradH>(a, row * a.dim + column, a.weight + column, current, k, rstd,
+                                       mean, grad_weight[k]);
       }
     }
   }
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
-    const int64_t column = first + k * stride;
+    const int64_t column = (threadIdx.x + int64_t{k} * blockDim.x) * kWidth;
     if (column < a.dim) {
-      store(a.partial + blockIdx.x * a.dim + column, grad_weight[k]);
+      store((blockDim.y == 1 ? a.partial + blockIdx.x * a.dim : shared + threadIdx.y * a.dim) +
+                column,
+            grad_weight[k]);
+    }
+  }
+  if (blockDim.y > 1) {
+    __syncthreads();
+    for (int64_t i = threadIdx.y * blockDim.x + threadIdx.x; i < a.dim;
+         i += int64_t{blockDim.x} * blockDim.y) {
+      float sum = shared[i];
+      for (unsigned y = 1; y < blockDim.y; ++y) {
+        sum += shared[y * a.dim + i];
+      }
+      a.partial[blockIdx.x * a.dim + i] = sum;
     }
   }
 }
@@ -267,23 +311,18 @@ __global__ void backward_long_kernel(BackwardArguments<T> a) {
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, parity ^= 1) {
     const int64_t begin = row * a.dim;
     const float rstd = a.rstd[row];
-    float gy[1];
-    float x[1];
     float dot = 0;
     for (int64_t i = threadIdx.x; i < a.dim; i += blockDim.x) {
-      load(a.grad_y + begin + i, gy);
-      load(a.x + begin + i, x);
-      dot += gy[0] * a.weight[i] * x[0];
+      dot += cuda::to_float(a.grad_y[begin + i]) * a.weight[i] * cuda::to_float(a.x[begin + i]);
     }
     dot = cuda::reduce_row(dot, shared[parity], cuda::Sum{});
     const float mean = dot * rstd * rstd / static_cast<float>(a.dim);
     for (int64_t i = threadIdx.x; i < a.dim; i += blockDim.x) {
-      load(a.grad_y + begin + i, gy);
-      load(a.x + begin + i, x);
-      const float w[1] = {a.weight[i]};
-      float grad_weight[1] = {partial[i]};
-      finish<T, 1>(a, begin + i, rstd, mean, gy, x, w, grad_weight);
-      partial[i] = grad_weight[0];
+      const float gy = cuda::to_float(a.grad_y[begin + i]);
+      const float x = cuda::to_float(a.x[begin + i]);
+      const float gh = a.grad_h == nullptr ? 0.0F : cuda::to_float(a.grad_h[begin + i]);
+      a.grad_x[begin + i] = cuda::from_float<T>(gh + rstd * (gy * a.weight[i] - x * mean));
+      partial[i] += gy * (x * rstd);
     }
   }
 }
@@ -324,38 +363,46 @@ void add_rms_norm(const T* residual, const T* x, const float* weight, T* h, T* y
   forward<T, true>({residual, x, weight, h, y, rstd, rows, dim, eps}, stream);
 }
 
-// Enough threads for the multiprocessors of a large GPU, whose number is no part of the result:
-// blocks of short rows are small, so there are more of them. Yet more blocks would make
-// grad_weight's partial sums weigh too much beside the rows.
-int64_t rms_norm_backward_blocks(int64_t rows, int64_t dim) {
-  constexpr int64_t kFewest = 528;
-  constexpr int64_t kMost = 2112;
-  constexpr int64_t kElements = kFewest * 2048;
-  return std::min(rows, std::clamp(kElements / dim, kFewest, kMost));
+// Two blocks for each multiprocessor of a large GPU (as many as fit, see __launch_bounds__). The
+// number is fixed: it decides in which order grad_weight is summed.
+int64_t rms_norm_backward_blocks(int64_t rows) { return std::min<int64_t>(rows, 264); }
+
+namespace {
+
+template <typename T, bool kHasGradH>
+void launch_backward(const BackwardArguments<T>& a, unsigned grid, cudaStream_t stream) {
+  const int64_t vectors = a.dim / kLanes<T>;
+  const bool vectorizable =
+      cuda::is_vectorizable(a.dim, a.grad_y, a.x, a.grad_x, a.weight, a.partial, a.grad_h);
+  const auto launch = [&](auto kernel, dim3 block) {
+    const size_t shared = block.y == 1 ? 0 : block.y * static_cast<size_t>(a.dim) * sizeof(float);
+    kernel<<<grid, block, shared, stream>>>(a);
+  };
+  if (vectorizable && vectors <= kWarpSize) {
+    launch(backward_kernel<T, 1, kHasGradH>, block_of(vectors, 1));
+  } else if (vectorizable && vectors <= 2 * kThreads) {
+    launch(backward_kernel<T, 2, kHasGradH>, block_of(vectors, 2));
+  } else if (vectorizable && vectors <= 4 * kThreads) {
+    launch(backward_kernel<T, 4, kHasGradH>, block_of(vectors, 4));
+  } else {
+    backward_long_kernel<T><<<grid, block_of(a.dim, 4).x, 0, stream>>>(a);
+  }
+  cuda::check_launch("rms_norm_backward");
 }
+
+}  // namespace
 
 template <typename T>
 void rms_norm_backward(const T* grad_y, const T* grad_h, const T* x, const float* weight,
                        const float* rstd, T* grad_x, float* grad_weight, float* partial,
                        int64_t rows, int64_t dim, cuda::StreamHandle stream) {
-  constexpr int kWidth = kLanes<T>;
   const BackwardArguments<T> a{grad_y, grad_h, x, weight, rstd, grad_x, partial, rows, dim};
-  const int64_t num_blocks = rms_norm_backward_blocks(rows, dim);
+  const int64_t num_blocks = rms_norm_backward_blocks(rows);
   const auto grid = static_cast<unsigned>(num_blocks);
-  const bool vectorizable = cuda::is_vectorizable(dim, grad_y, x, grad_x, weight, partial) &&
-                            (grad_h == nullptr || cuda::is_vectorizable(dim, grad_h));
-  const int64_t vectors = dim / kWidth;
-  if (rows > 0) {
-    if (vectorizable && vectors <= kThreads) {
-      backward_kernel<T, kWidth, 1><<<grid, block_of(vectors, 1).x, 0, stream>>>(a);
-    } else if (vectorizable && vectors <= 2 * kBackwardThreads) {
-      backward_kernel<T, kWidth, 2><<<grid, block_of(vectors, 2).x, 0, stream>>>(a);
-    } else if (vectorizable && vectors <= 4 * kBackwardThreads) {
-      backward_kernel<T, kWidth, 4><<<grid, block_of(vectors, 4).x, 0, stream>>>(a);
-    } else {
-      backward_long_kernel<T><<<grid, block_of(dim, 4).x, 0, stream>>>(a);
-    }
-    cuda::check_launch("rms_norm_backward");
+  if (rows > 0 && grad_h != nullptr) {
+    launch_backward<T, true>(a, grid, stream);
+  } else if (rows > 0) {
+    launch_backward<T, false>(a, grid, stream);
   }
   const auto columns = static_cast<unsigned>(ceil_div<int64_t>(dim, kColumnsPerBlock));
   sum_columns_kernel<<<columns, dim3(kColumnsPerBlock, kRowGroups), 0, stream>>>(

@@ -18,9 +18,9 @@ void add_rms_norm(const T* residual, const T* x, const float* weight, T* h, T* y
                   int64_t rows, int64_t dim, float eps, cuda::StreamHandle stream);
 
 // Rows of `partial` below: one a block of the grid.
-int64_t rms_norm_backward_blocks(int64_t rows, int64_t dim);
+int64_t rms_norm_backward_blocks(int64_t rows);
 
-// grad_weight: [dim] out. partial: [rms_norm_backward_blocks(rows, dim), dim] scratch.
+// grad_weight: [dim] out. partial: [rms_norm_backward_blocks(rows), dim] scratch.
 template <typename T>
 void rms_norm_backward(const T* grad_y, const T* grad_h, const T* x, const float* weight,
                        const float* rstd, T* grad_x, float* grad_weight, float* partial,
