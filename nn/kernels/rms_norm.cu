@@ -249,7 +249,7 @@ template <typename T, int kVectors, bool kHasGradH>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardArguments<T> a) {
   constexpr int kWidth = kLanes<T>;
   __shared__ float warp_sums[2][kThreads / kWarpSize];
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   const int64_t group_rows = blockDim.y;
   const int64_t stride = gridDim.x * group_rows;
   float grad_weight[kVectors][kWidth] = {};
