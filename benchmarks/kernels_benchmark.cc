@@ -10,6 +10,8 @@
 #include <cstring>
 #include <vector>
 
+#include "float8/kernels/cast.h"
+#include "float8/kernels/scaled_gemm.h"
 #include "nn/kernels/cross_entropy.h"
 #include "nn/kernels/embedding_lookup.h"
 #include "nn/kernels/normal_init.h"
@@ -188,6 +190,117 @@ void BM_AdamW(benchmark::State& state) {
   });
 }
 
+// Casts of activations [2048, 1024]; elements/s beside bytes/s.
+using float8::kernels::Float8Format;
+using float8::kernels::ScaleGroups;
+
+constexpr int64_t kCount = kRows * kFfn;
+constexpr ScaleGroups kTensorwise{kRows, kFfn};
+constexpr ScaleGroups kRowwise{1, kFfn};
+constexpr ScaleGroups kColumnwise{kRows, 1};
+constexpr ScaleGroups kBlocks{1, 128};
+
+template <typename Kernel>
+void run_elements(benchmark::State& state, int64_t bytes_an_element, const Kernel& kernel) {
+  run(state, kCount * bytes_an_element, kernel);
+  state.SetItemsProcessed(state.iterations() * kCount);
+}
+
+void BM_Float8Amax(benchmark::State& state, ScaleGroups groups) {
+  const Bf16s x = bf16s(kCount);
+  Floats amax = floats(kCount, 0);
+  run_elements(state, 2,
+               [&] { float8::kernels::amax(x.data(), kRows, kFfn, groups, amax.data()); });
+}
+
+void BM_Float8Cast(benchmark::State& state, Float8Format format, ScaleGroups groups,
+                   bool with_amax) {
+  const Bf16s x = bf16s(kCount);
+  const Floats scale = floats(kCount, 3.7F);
+  Floats amax = floats(kCount, 0);
+  std::vector<uint8_t> codes(static_cast<size_t>(kCount));
+  run_elements(state, 3, [&] {
+    float8::kernels::cast(x.data(), kRows, kFfn, groups, scale.data(), format, codes.data(),
+                          with_amax ? amax.data() : nullptr);
+  });
+}
+
+template <typename T>
+void run_decode(benchmark::State& state, Float8Format format) {
+  std::vector<uint8_t> codes(static_cast<size_t>(kCount));
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<uint8_t>(i * 37);
+  }
+  const float inverse_scale = 0.3F;
+  std::vector<T> x(codes.size());
+  run_elements(state, 1 + static_cast<int64_t>(sizeof(T)), [&] {
+    float8::kernels::decode(codes.data(), kRows, kFfn, kTensorwise, &inverse_scale, format,
+                            x.data());
+  });
+}
+
+void BM_Float8DecodeToBf16(benchmark::State& state, Float8Format format) {
+  run_decode<uint16_t>(state, format);
+}
+
+void BM_Float8DecodeToFp32(benchmark::State& state, Float8Format format) {
+  run_decode<float>(state, format);
+}
+
+// y = x W^T of [2048, 1024] and [384, 1024], packing of W included; items are flops.
+void BM_Float8ScaledGemm(benchmark::State& state, int64_t k_block, bool k_contiguous) {
+  if (!float8::kernels::has_scaled_gemm()) {
+    state.SkipWithError("needs AVX512-BF16");
+    return;
+  }
+  const std::vector<uint8_t> codes(static_cast<size_t>(kCount), 0x38);
+  const float8::kernels::Codes a = {codes.data(), Float8Format::kE4M3, k_contiguous ? kFfn : 1,
+                                    k_contiguous ? 1 : kRows};
+  const float8::kernels::Codes b = {codes.data(), Float8Format::kE4M3, k_contiguous ? kFfn : 1,
+                                    k_contiguous ? 1 : kDim};
+  const Floats scale = floats(kCount, 1);
+  const float8::kernels::InverseScales a_scales{scale.data(), 0, 1, 1};
+  const float8::kernels::InverseScales b_scales{scale.data(), 7, 1, 1};
+  const int64_t panels = kDim / float8::kernels::kPanelCols;
+  Bf16s packed(static_cast<size_t>(panels * float8::kernels::packed_panel_size(kFfn)));
+  Bf16s y(static_cast<size_t>(kRows * kDim));
+  Floats scratch(static_cast<size_t>(float8::kernels::scratch_size()));
+  for (auto step : state) {
+    float8::kernels::pack_panels(b, kDim, kFfn, 0, panels, packed.data());
+    float8::kernels::scaled_gemm(
+        a, a_scales, packed.data(), b_scales, kDim, kFfn, k_block, 0, kRows, 0, panels,
+        {y.data(), kDim, float8::kernels::OutputType::kBFloat16, false, nullptr}, scratch.data());
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * 2 * kRows * kDim * kFfn);
+}
+
+BENCHMARK_CAPTURE(BM_Float8Amax, tensorwise, kTensorwise)->Arg(1)->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8Amax, columnwise, kColumnwise)->Arg(1)->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8Amax, blocks, kBlocks)->Arg(1)->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8Cast, e4m3_tensorwise, Float8Format::kE4M3, kTensorwise, false)
+    ->Arg(1)
+    ->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8Cast, e5m2_tensorwise, Float8Format::kE5M2, kTensorwise, false)
+    ->Arg(1)
+    ->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8Cast, e4m3_with_amax, Float8Format::kE4M3, kTensorwise, true)
+    ->Arg(1)
+    ->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8Cast, e4m3_rowwise, Float8Format::kE4M3, kRowwise, false)
+    ->Arg(1)
+    ->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8Cast, e4m3_columnwise, Float8Format::kE4M3, kColumnwise, false)
+    ->Arg(1)
+    ->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8Cast, e4m3_blocks, Float8Format::kE4M3, kBlocks, false)->Arg(1)->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8DecodeToBf16, e4m3, Float8Format::kE4M3)->Arg(1)->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8DecodeToBf16, e5m2, Float8Format::kE5M2)->Arg(1)->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8DecodeToFp32, e4m3, Float8Format::kE4M3)->Arg(1)->Arg(0);
+BENCHMARK_CAPTURE(BM_Float8ScaledGemm, one_scale, 0, true);
+BENCHMARK_CAPTURE(BM_Float8ScaledGemm, one_scale_strided, 0, false);
+BENCHMARK_CAPTURE(BM_Float8ScaledGemm, blocks_of_128, 128, true);
+BENCHMARK_CAPTURE(BM_Float8ScaledGemm, blocks_of_32, 32, true);
 BENCHMARK(BM_RmsNorm)->Arg(1)->Arg(0);
 BENCHMARK(BM_AddRmsNorm)->Arg(1)->Arg(0);
 BENCHMARK(BM_AddRmsNormBackward)->Arg(1)->Arg(0);

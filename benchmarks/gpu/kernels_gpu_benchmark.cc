@@ -6,6 +6,8 @@
 
 #include <ATen/Context.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -19,6 +21,8 @@
 
 #include "cuda/launch_scope.h"
 #include "cuda/libtorch_cuda.h"
+#include "float8/cast.h"
+#include "float8/scaled_mm.h"
 #include "nn/cross_entropy.h"
 #include "nn/rms_norm.h"
 #include "nn/rotary_embedding.h"
@@ -224,6 +228,58 @@ void benchmark_adamw(const Benchmark& b) {
   b.run("adamw 64 x 4 Mi", bytes, [&] { optimizer.step(1e-3, 0.5); });
 }
 
+void benchmark_float8_casts(const Benchmark& b, int64_t rows, int64_t cols) {
+  using float8::ScalingGranularity;
+  const auto elements = static_cast<double>(rows * cols);
+  const at::Tensor x = Benchmark::random({rows, cols}, at::kBFloat16);
+  const at::Tensor scale = at::full({}, 1.0F).cuda();
+  const float8::CastSpec tensorwise{};
+  b.run(named("float8 amax tensorwise", rows, cols), 2 * elements,
+        [&] { float8::tensor_to_amax(x, ScalingGranularity::kTensorwise, 1); });
+  b.run(named("float8 amax axiswise dim 1", rows, cols), 2 * elements,
+        [&] { float8::tensor_to_amax(x, ScalingGranularity::kAxiswise, 1); });
+  b.run(named("float8 amax axiswise dim 0", rows, cols), 2 * elements,
+        [&] { float8::tensor_to_amax(x, ScalingGranularity::kAxiswise, 0); });
+  b.run(named("float8 amax 1x128", rows, cols), 2 * elements,
+        [&] { float8::tensor_to_amax(x, ScalingGranularity::kBlockwise1x128, 1); });
+  b.run(named("float8 cast by row", rows, cols), 3 * elements,
+        [&] { float8::hp_tensor_and_scale_to_float8(x, scale, tensorwise, 1); });
+  b.run(named("float8 cast by column", rows, cols), 3 * elements,
+        [&] { float8::hp_tensor_and_scale_to_float8(x, scale, tensorwise, 0); });
+  // Two reads of x at least: the scale depends on all of it.
+  b.run(named("float8 dynamic tensorwise, both", rows, cols), 6 * elements,
+        [&] { float8::hp_tensor_to_float8_both_dims(x, tensorwise, tensorwise); });
+  const float8::CastSpec axiswise{at::kFloat8_e4m3fn, ScalingGranularity::kAxiswise};
+  b.run(named("float8 dynamic axiswise, both", rows, cols), 6 * elements,
+        [&] { float8::hp_tensor_to_float8_both_dims(x, axiswise, axiswise); });
+}
+
+void benchmark_products(const Benchmark& b, int64_t m, int64_t k, int64_t n) {
+  using float8::ScalingGranularity;
+  const double flops =
+      2.0 * static_cast<double>(m) * static_cast<double>(k) * static_cast<double>(n);
+  const at::Tensor x = Benchmark::random({m, k}, at::kBFloat16);
+  const at::Tensor w = Benchmark::random({n, k}, at::kBFloat16);
+  const std::string shape =
+      " " + std::to_string(m) + " x " + std::to_string(k) + " x " + std::to_string(n);
+  b.run_flops("bf16 product" + shape, flops, [&] { at::linear(x, w); });
+  const std::pair<const char*, std::pair<ScalingGranularity, ScalingGranularity>> recipes[] = {
+      {"tensorwise", {ScalingGranularity::kTensorwise, ScalingGranularity::kTensorwise}},
+      {"axiswise", {ScalingGranularity::kAxiswise, ScalingGranularity::kAxiswise}},
+      {"1x128, 128x128",
+       {ScalingGranularity::kBlockwise1x128, ScalingGranularity::kBlockwise128x128}}};
+  for (const auto& [name, granularities] : recipes) {
+    const auto a =
+        float8::hp_tensor_to_float8_dynamic(x, {at::kFloat8_e4m3fn, granularities.first}, 1);
+    const auto c =
+        float8::hp_tensor_to_float8_dynamic(w, {at::kFloat8_e4m3fn, granularities.second}, 1);
+    for (const bool fast : {false, true}) {
+      b.run_flops(std::string("float8 product ") + name + (fast ? ", fast" : "") + shape, flops,
+                  [&] { float8::scaled_mm(a, c, at::kBFloat16, {}, fast); });
+    }
+  }
+}
+
 void benchmark_all(const Benchmark& b) {
   for (const int64_t dim : {384, 768, 2048, 4096, 8192}) {
     benchmark_norm(b, (int64_t{1} << 26) / dim / 8 * 8, dim);
@@ -235,6 +291,9 @@ void benchmark_all(const Benchmark& b) {
   benchmark_cross_entropy(b, 4096, 128256);
   benchmark_cross_entropy(b, 8192, 50304);
   benchmark_adamw(b);
+  benchmark_float8_casts(b, 16384, 4096);
+  benchmark_float8_casts(b, 8192, 14336);
+  benchmark_products(b, 8192, 4096, 14336);
   benchmark_attention_backends(b);
 }
 

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "float8/float8_training_tensor.h"
+
+namespace narrowgauge::float8 {
+
+// Whether the GPU's fp8 product takes this pair: both on a GPU of Hopper's or a later kind; scales
+// tensorwise with at most one side e5m2; or, both e4m3, axiswise or whole blocks of 128 with at
+// least one side 1x128.
+bool has_cuda_scaled_mm(const Float8TrainingTensor& a, const Float8TrainingTensor& b);
+
+// A B^T in fp8 by cuBLASLt. Both operands are read row by row: one in another layout is copied
+// first. Sizes that are no multiple of 16 are padded. use_fast_accum: sums within the tensor cores'
+// shorter accumulator (about 14 bits) instead of fp32.
+at::Tensor scaled_mm_cuda(const Float8TrainingTensor& a, const Float8TrainingTensor& b,
+                          at::ScalarType out_dtype, bool use_fast_accum);
+
+}  // namespace narrowgauge::float8
