@@ -4,22 +4,12 @@
 #include <c10/util/Exception.h>
 
 #include "nn/kernels/normal_init.h"
+#include "vectorize/philox.h"
 
 namespace narrowgauge::nn {
 namespace {
 
 constexpr int64_t kGrain = 1 << 15;
-
-// FNV-1a, finished by splitmix64's mixer so that names that differ in one letter share no bits.
-uint64_t hash_name(const std::string& fqn) {
-  uint64_t hash = 0xcbf29ce484222325ULL;
-  for (const char c : fqn) {
-    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ULL;
-  }
-  hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebULL;
-  return hash ^ (hash >> 31);
-}
 
 template <typename T>
 void fill(T* out, int64_t count, int64_t first, kernels::NormalStream stream, float mean,
@@ -37,7 +27,7 @@ void fill_normal(const at::Tensor& shard, uint64_t seed, const std::string& fqn,
               ", got ", shard.toString(), " with sizes ", shard.sizes(), " and strides ",
               shard.strides());
   TORCH_CHECK(first_element >= 0, "expected first_element >= 0 for ", fqn, ", got ", first_element);
-  const kernels::NormalStream stream{hash_name(fqn), seed};
+  const kernels::NormalStream stream{vectorize::stream_key(fqn), seed};
   const auto narrow_mean = static_cast<float>(mean);
   const auto narrow_std = static_cast<float>(std);
   if (shard.scalar_type() == at::kFloat) {

@@ -8,6 +8,7 @@
 #include "fsdp/fully_shard.h"
 #include "nn/activation_checkpoint.h"
 #include "nn/initialize.h"
+#include "optim/group_rule.h"
 #include "trainer/dtype.h"
 
 namespace narrowgauge::trainer {
@@ -62,13 +63,29 @@ fsdp::ShardInitializer initializer(const TrainConfig& config, InitialValues valu
   };
 }
 
+// Sharding keeps whether a parameter requires a gradient.
+void freeze(nn::Transformer& model, const TrainConfig& config) {
+  std::vector<optim::GroupRule> rules;
+  for (const std::string& text : config.optimizer.parameter_groups) {
+    rules.push_back(optim::parse_group_rule(text));
+  }
+  for (const auto& parameter : model.named_parameters()) {
+    const optim::GroupRule* rule = optim::find_rule(rules, parameter.key());
+    if (rule != nullptr && rule->frozen) {
+      parameter.value().set_requires_grad(false);
+    }
+  }
+}
+
 }  // namespace
 
 std::shared_ptr<nn::Transformer> build_model(const TrainConfig& config,
                                              const comm::DeviceMesh& mesh, at::Device device,
                                              InitialValues values) {
   auto model = std::make_shared<nn::Transformer>(
-      config.model, at::TensorOptions().device(at::kMeta).dtype(at::kFloat));
+      config.model,
+      at::TensorOptions().device(at::kMeta).dtype(parse_dtype(config.training.dtype)));
+  freeze(*model, config);
   nn::apply_activation_checkpoint(*model, checkpoint_options(config.activation_checkpoint));
   const fsdp::FullyShardOptions options = shard_options(config);
   for (const auto& block : model->layers) {

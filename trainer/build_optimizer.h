@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "comm/device_mesh.h"
 #include "fsdp/fully_shard.h"
 #include "optim/lr_scheduler.h"
 #include "optim/optimizer.h"
@@ -11,9 +12,12 @@
 namespace narrowgauge::trainer {
 
 // The optimizer that section `optimizer` describes, over this rank's shards. Weight decay leaves
-// out norms, biases and embeddings unless optimizer.decay_norms_and_embeddings is set.
+// out norms, biases and embeddings unless optimizer.decay_norms_and_embeddings is set. Collective
+// over the mesh, which outlives the optimizer. Throws ConfigError if a rule of
+// optimizer.parameter_groups matches no parameter.
 std::unique_ptr<optim::Optimizer> build_optimizer(
-    const TrainConfig& config, const std::vector<fsdp::ShardedParameter>& parameters);
+    const TrainConfig& config, const std::vector<fsdp::ShardedParameter>& parameters,
+    const comm::DeviceMesh& mesh);
 
 // Section `lr_scheduler` over training.steps.
 optim::LrScheduler build_lr_scheduler(const TrainConfig& config);

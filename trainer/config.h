@@ -52,6 +52,7 @@ struct TrainingConfig {
   int64_t global_batch_size = -1;
   double max_norm = 1.0;
   int64_t seed = 42;
+  std::string dtype = "float32";
   std::string mixed_precision_param = "bfloat16";
   std::string mixed_precision_reduce = "float32";
   std::string device = "auto";
@@ -67,6 +68,11 @@ struct OptimizerConfig {
   double eps = 1e-8;
   double weight_decay = 0.1;
   bool decay_norms_and_embeddings = false;
+  std::vector<std::string> parameter_groups;
+  std::string state_dtype = "float32";
+  bool bf16_stochastic_round = false;
+  bool cpu_offload = false;
+  double momentum = 0.95;
 };
 
 struct LrSchedulerConfig {

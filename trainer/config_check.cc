@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
+#include "optim/group_rule.h"
 #include "trainer/config_value.h"
 
 namespace narrowgauge::trainer {
@@ -151,6 +153,33 @@ Problem find_training_problem(const TrainConfig& config) {
   return std::nullopt;
 }
 
+Problem find_optimizer_problem(const TrainConfig& config) {
+  const OptimizerConfig& optimizer = config.optimizer;
+  const bool is_bf16 = config.training.dtype == "bfloat16";
+  for (const std::string& rule : optimizer.parameter_groups) {
+    try {
+      optim::parse_group_rule(rule);
+    } catch (const std::invalid_argument& error) {
+      return {{"optimizer.parameter_groups", error.what()}};
+    }
+  }
+  if (optimizer.state_dtype != "float32" && optimizer.name != "AdamW" && optimizer.name != "Adam") {
+    return {{"optimizer.state_dtype", "expected float32 with optimizer.name " + optimizer.name +
+                                          ", got " + optimizer.state_dtype}};
+  }
+  if (optimizer.bf16_stochastic_round && !is_bf16) {
+    return {{"optimizer.bf16_stochastic_round",
+             "expected training.dtype bfloat16 with it, got " + config.training.dtype}};
+  }
+  if (optimizer.name == "Muon" && is_bf16) {
+    return {{"training.dtype", "expected float32 with optimizer.name Muon, got bfloat16"}};
+  }
+  if (optimizer.name == "Muon" && optimizer.cpu_offload) {
+    return {{"optimizer.cpu_offload", "expected false with optimizer.name Muon, got true"}};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 void complete(TrainConfig& config) {
@@ -177,7 +206,8 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& config) {
   if (!problem && (config.model.initial_load_path.empty() || config.model.dim > 0)) {
     problem = find_shape_problem(config.model);
   }
-  for (const auto find : {find_tokenizer_problem, find_data_problem, find_training_problem}) {
+  for (const auto find :
+       {find_tokenizer_problem, find_data_problem, find_training_problem, find_optimizer_problem}) {
     problem = problem ? problem : find(config);
   }
   return problem;

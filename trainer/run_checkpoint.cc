@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 
 #include <cstdio>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -18,21 +17,30 @@ namespace {
 
 namespace fs = std::filesystem;
 
+enum class Purpose { kSave, kLoad };
+
+// Of rows that several ranks hold, each loads its copy, but only the first one saves them.
 std::vector<checkpoint::ShardChunk> run_chunks(
-    const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer) {
+    const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer,
+    Purpose purpose) {
   std::vector<checkpoint::ShardChunk> chunks;
-  std::map<std::string, const fsdp::ShardedParameter*> by_name;
   for (const fsdp::ShardedParameter& parameter : parameters) {
-    by_name[parameter.fqn] = &parameter;
     chunks.push_back({"model." + parameter.fqn, parameter.local.detach(), parameter.global_sizes,
                       parameter.row_begin});
   }
-  for (const auto& [name, tensor] : optimizer.state()) {
-    // "<parameter>.<state>": state has its parameter's rows.
-    const fsdp::ShardedParameter& parameter = *by_name.at(name.substr(0, name.rfind('.')));
-    chunks.push_back({"optimizer." + name, tensor, parameter.global_sizes, parameter.row_begin});
+  for (const optim::StateTensor& state : optimizer.state()) {
+    const int64_t skip = purpose == Purpose::kSave ? state.num_shared_rows : 0;
+    chunks.push_back(
+        {"optimizer." + state.name,
+         skip == 0 ? state.local : state.local.narrow(0, skip, state.local.size(0) - skip),
+         state.global_sizes, state.row_begin + skip});
   }
   return chunks;
+}
+
+bool is_bfloat16(const checkpoint::CheckpointManifest& manifest, const std::string& name) {
+  const auto tensor = manifest.tensors.find(name);
+  return tensor != manifest.tensors.end() && tensor->second.dtype == "BF16";
 }
 
 void check_unchanged(const std::string& key, const std::string& unit, int64_t before, int64_t now) {
@@ -60,8 +68,8 @@ void save_run(const fs::path& store, const RunState& state,
                                        {"global_batch_size", state.global_batch_size},
                                        {"train_tokens", state.train_tokens},
                                        {"optimizer_steps", optimizer.step_count()}};
-  checkpoint::save_checkpoint(store, state.step, run_chunks(parameters, optimizer), json.dump(),
-                              world);
+  checkpoint::save_checkpoint(store, state.step, run_chunks(parameters, optimizer, Purpose::kSave),
+                              json.dump(), world);
   if (world.rank() == 0) {
     // The other ranks are past the save: an old folder that cannot be deleted must not fail this
     // one alone.
@@ -108,7 +116,7 @@ RunState load_run(const fs::path& folder, const RunState& expected,
   check_unchanged("training.global_batch_size", "windows a step", state.global_batch_size,
                   expected.global_batch_size);
   check_unchanged("data.train", "tokens", state.train_tokens, expected.train_tokens);
-  saved.load(run_chunks(parameters, optimizer));
+  saved.load(run_chunks(parameters, optimizer, Purpose::kLoad));
   optimizer.set_step_count(json.at("optimizer_steps").get<int64_t>());
   return state;
 }
@@ -119,8 +127,10 @@ std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(
   return [saved, config](const std::string& fqn) {
     for (const checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config)) {
       if (spec.name == fqn) {
-        const at::Tensor whole = at::empty(spec.sizes, at::kFloat);
-        const checkpoint::ShardChunk destination{"model." + fqn, whole, spec.sizes, 0};
+        const std::string name = "model." + fqn;
+        const at::Tensor whole = at::empty(
+            spec.sizes, is_bfloat16(saved->manifest(), name) ? at::kBFloat16 : at::kFloat);
+        const checkpoint::ShardChunk destination{name, whole, spec.sizes, 0};
         saved->load({&destination, 1});
         return whole;
       }

@@ -14,8 +14,8 @@
 
 namespace narrowgauge::trainer {
 
-// What a checkpoint of a run holds: fp32 rows by the names model.<parameter> and
-// optimizer.<parameter>.<state>, and these numbers.
+// What a checkpoint of a run holds: rows by the names model.<parameter> and
+// optimizer.<parameter>.<state>, each in the dtype that training has, and these numbers.
 struct RunState {
   int64_t step = 0;         // steps done; the data order and the schedule follow from it
   int64_t tokens_seen = 0;  // since step 1

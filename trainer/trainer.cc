@@ -93,7 +93,7 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       model_(build_model(config, mesh_, device,
                          checkpoint_ ? InitialValues::kFromCheckpoint : InitialValues::kFresh)),
       parameters_(fsdp::sharded_parameters(*model_)),
-      optimizer_(build_optimizer(config, parameters_)),
+      optimizer_(build_optimizer(config, parameters_, mesh_)),
       scheduler_(build_lr_scheduler(config)),
       loader_(data_.split.train, {config.training.seq_len, plan_.global_batch_size,
                                   static_cast<uint64_t>(config.training.seed)}),

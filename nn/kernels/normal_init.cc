@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "nn/kernels/vector_math.h"
+#include "vectorize/philox.h"
 
 // One Philox block (4 words) gives 4 normals: two Box-Muller pairs. Compute-bound. Built with
 // -ffp-contract=off: with every operation rounded the same way, all clones agree.
@@ -12,32 +13,6 @@ namespace {
 
 constexpr int64_t kValuesPerBlock = 4;
 constexpr int64_t kBlocksPerBatch = 128;
-
-struct Words {
-  uint32_t word[4];
-};
-
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011), constants of the paper.
-NG_INLINE Words philox(uint64_t block, NormalStream stream) {
-  uint32_t c0 = static_cast<uint32_t>(block);
-  uint32_t c1 = static_cast<uint32_t>(block >> 32);
-  uint32_t c2 = static_cast<uint32_t>(stream.seed);
-  uint32_t c3 = static_cast<uint32_t>(stream.seed >> 32);
-  uint32_t k0 = static_cast<uint32_t>(stream.key);
-  uint32_t k1 = static_cast<uint32_t>(stream.key >> 32);
-#pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53U;
-    const uint64_t p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57U;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c3 = static_cast<uint32_t>(p0);
-    k0 += 0x9E3779B9U;
-    k1 += 0xBB67AE85U;
-  }
-  return {{c0, c1, c2, c3}};
-}
 
 // Box-Muller: radius from `a`, angle from `b` (2 bits of quadrant, 30 of angle within it).
 NG_INLINE CosSin normal_pair(uint32_t a, uint32_t b) {
@@ -59,7 +34,8 @@ NG_INLINE CosSin normal_pair(uint32_t a, uint32_t b) {
 NG_TARGET_CLONES void fill_blocks(float* __restrict out, uint64_t first_block, int64_t num_blocks,
                                   NormalStream stream, float mean, float std) {
   for (int64_t i = 0; i < num_blocks; ++i) {
-    const Words words = philox(first_block + static_cast<uint64_t>(i), stream);
+    const vectorize::PhiloxWords words =
+        vectorize::philox(first_block + static_cast<uint64_t>(i), stream.seed, stream.key);
     const CosSin p = normal_pair(words.word[0], words.word[1]);
     const CosSin q = normal_pair(words.word[2], words.word[3]);
     out[4 * i + 0] = p.cos * std + mean;

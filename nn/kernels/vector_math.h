@@ -4,34 +4,15 @@
 #include <cstdint>
 #include <limits>
 
+#include "vectorize/bfloat16.h"
 #include "vectorize/target_clones.h"
 
 // Scalar functions without branches or calls, so that a loop over them vectorises. Polynomials and
 // splits are Cephes' single-precision ones (Moshier); the errors given were measured against fp64.
 namespace narrowgauge::nn::kernels {
 
-// A bf16 is the upper half of an fp32 and travels as uint16_t.
-NG_INLINE float to_float(uint16_t x) {
-  return std::bit_cast<float>(static_cast<uint32_t>(x) << 16);
-}
-NG_INLINE float to_float(float x) { return x; }
-
-template <typename T>
-T from_float(float x);
-
-// Round to nearest even; overflow gives infinity, NaN stays NaN (quiet, payload cut).
-template <>
-NG_INLINE uint16_t from_float<uint16_t>(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
-  const uint32_t quiet = (bits >> 16) | 0x40U;
-  return static_cast<uint16_t>((bits & 0x7fffffffU) > 0x7f800000U ? quiet : rounded);
-}
-
-template <>
-NG_INLINE float from_float<float>(float x) {
-  return x;
-}
+using vectorize::from_float;
+using vectorize::to_float;
 
 // e^x within 1.01 ulp on [-87.3, 88.7]; below 0 (results under the smallest normal are flushed),
 // above infinity, NaN stays NaN.

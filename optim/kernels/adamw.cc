@@ -15,7 +15,8 @@ namespace {
 template <bool kIsRemainder>
 NG_INLINE void update(float* param, float grad, float* exp_avg, float* exp_avg_sq,
                       const AdamWCoefficients& c) {
-  const float g = grad * c.gradient_scale;
+  const float scaled = grad * c.gradient_scale;
+  const float g = c.l2_decay != 0.0F ? __builtin_fmaf(*param, c.l2_decay, scaled) : scaled;
   const float p = *param * c.decay;
   const float difference = g - *exp_avg;
   // at::lerp's two forms: each is exact at the nearer end.

@@ -24,9 +24,10 @@ struct Launch {
 
 template <bool kIsRemainder>
 __device__ void update(float& param, float grad, float& exp_avg, float& exp_avg_sq,
-                       const AdamWCoefficients& c, float decay, float negative_step) {
-  const float g = grad * c.gradient_scale;
-  const float p = param * decay;
+                       const AdamWCoefficients& c, const AdamWTensor& t) {
+  const float scaled = grad * c.gradient_scale;
+  const float g = t.l2_decay != 0.0F ? __fmaf_rn(param, t.l2_decay, scaled) : scaled;
+  const float p = param * t.decay;
   const float difference = g - exp_avg;
   const float m = c.grad_weight < 0.5F ? __fmaf_rn(c.grad_weight, difference, exp_avg)
                                        : __fmaf_rn(c.grad_weight - 1.0F, difference, g);
@@ -36,7 +37,7 @@ __device__ void update(float& param, float grad, float& exp_avg, float& exp_avg_
   const float denominator = __fsqrt_rn(v) / c.correction_sqrt + c.eps;
   exp_avg = m;
   exp_avg_sq = v;
-  param = p + negative_step * m / denominator;
+  param = p + t.negative_step * m / denominator;
 }
 
 template <int kWidth, bool kIsRemainder>
@@ -51,7 +52,7 @@ __device__ void update_at(const AdamWTensor& t, int64_t at, const AdamWCoefficie
   cuda::load(t.exp_avg_sq + at, v);
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    update<kIsRemainder>(p[i], g[i], m[i], v[i], c, t.decay, t.negative_step);
+    update<kIsRemainder>(p[i], g[i], m[i], v[i], c, t);
   }
   cuda::store(t.param + at, p);
   cuda::store(t.exp_avg + at, m);

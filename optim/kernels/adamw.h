@@ -7,7 +7,8 @@ namespace narrowgauge::optim::kernels {
 // One step's numbers, rounded to fp32 from fp64.
 struct AdamWCoefficients {
   float gradient_scale = 1.0F;
-  float decay = 1.0F;        // 1 - lr * weight_decay
+  float decay = 1.0F;        // 1 - lr * weight_decay (AdamW)
+  float l2_decay = 0.0F;     // weight_decay, added to the gradient (Adam)
   float grad_weight = 0.0F;  // 1 - beta1
   float beta2 = 0.0F;
   float grad_sq_weight = 0.0F;   // 1 - beta2

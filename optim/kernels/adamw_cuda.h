@@ -8,9 +8,9 @@
 
 namespace narrowgauge::optim::kernels {
 
-// One parameter's update; all pointers are device memory of `count` elements. decay and
-// negative_step replace those of the common coefficients, since they depend on the parameter's
-// group.
+// One parameter's update; all pointers are device memory of `count` elements. decay,
+// l2_decay and negative_step replace those of the common coefficients, since they depend on the
+// parameter's group.
 struct AdamWTensor {
   float* param = nullptr;
   const float* grad = nullptr;
@@ -18,6 +18,7 @@ struct AdamWTensor {
   float* exp_avg_sq = nullptr;
   int64_t count = 0;
   float decay = 1.0F;
+  float l2_decay = 0.0F;
   float negative_step = 0.0F;
 };
 

@@ -16,7 +16,7 @@ using narrowgauge::testing::expect_bitwise_equal;
 // Parameters of these sizes on `device`, in two groups with different rates, beside their
 // optimizer.
 struct Run {
-  Run(const std::vector<at::Tensor>& initial, at::Device device, AdamWOptions options) {
+  Run(const std::vector<at::Tensor>& initial, at::Device device, AdamOptions options) {
     ParameterGroup decayed{{}, {}, 1.0, 0.1};
     ParameterGroup plain{{}, {}, 0.5, 0.0};
     for (size_t i = 0; i < initial.size(); ++i) {
@@ -39,7 +39,7 @@ struct Run {
   std::unique_ptr<AdamW> optimizer;
 };
 
-void expect_equal_runs(const std::vector<int64_t>& sizes, AdamWOptions options) {
+void expect_equal_runs(const std::vector<int64_t>& sizes, AdamOptions options) {
   std::vector<at::Tensor> initial;
   for (const int64_t size : sizes) {
     initial.push_back(at::randn({size}));
@@ -60,14 +60,18 @@ void expect_equal_runs(const std::vector<int64_t>& sizes, AdamWOptions options) 
   const auto cpu_state = cpu.optimizer->state();
   const auto gpu_state = gpu.optimizer->state();
   for (size_t i = 0; i < cpu_state.size(); ++i) {
-    EXPECT_EQ(gpu_state[i].first, cpu_state[i].first);
-    expect_bitwise_equal(gpu_state[i].second, cpu_state[i].second);
+    EXPECT_EQ(gpu_state[i].name, cpu_state[i].name);
+    expect_bitwise_equal(gpu_state[i].local, cpu_state[i].local);
   }
 }
 
 TEST(AdamWOnGpu, HasTheBitsOfTheCpu) {
   expect_equal_runs({1, 7, 8, 9, 31, 4096, 8191, 8192, 8193, 100003}, {});
   expect_equal_runs({1003, 64}, {0.4, 0.95, 1e-6});  // the other form of lerp
+}
+
+TEST(AdamWOnGpu, AdamToo) {
+  expect_equal_runs({9, 8193, 100003}, {.decoupled_weight_decay = false});
 }
 
 TEST(AdamWOnGpu, ManyTensorsTakeSeveralLaunches) {

@@ -1,5 +1,5 @@
 // Runs AdamW over raw fp32 files, for adamw_torch_test.py:
-//   adamw_peer DIR NUM_TENSORS STEPS LR BETA1 BETA2 EPS WEIGHT_DECAY GRADIENT_SCALE
+//   adamw_peer DIR NUM_TENSORS STEPS LR BETA1 BETA2 EPS WEIGHT_DECAY GRADIENT_SCALE DECOUPLED
 // DIR holds p<i>.bin and g<i>_<step>.bin (step from 1); writes out_p<i>.bin, out_m<i>.bin and
 // out_v<i>.bin.
 #include <ATen/ops/empty.h>
@@ -36,7 +36,7 @@ void write(const fs::path& path, const at::Tensor& tensor) {
   }
 }
 
-void run(const fs::path& dir, int num_tensors, int steps, double lr, const AdamWOptions& options,
+void run(const fs::path& dir, int num_tensors, int steps, double lr, const AdamOptions& options,
          double weight_decay, double gradient_scale) {
   ParameterGroup group;
   group.weight_decay = weight_decay;
@@ -57,8 +57,8 @@ void run(const fs::path& dir, int num_tensors, int steps, double lr, const AdamW
   const auto state = optimizer.state();
   for (size_t i = 0; i < params.size(); ++i) {
     write(dir / ("out_p" + std::to_string(i) + ".bin"), params[i]);
-    write(dir / ("out_m" + std::to_string(i) + ".bin"), state[2 * i].second);
-    write(dir / ("out_v" + std::to_string(i) + ".bin"), state[2 * i + 1].second);
+    write(dir / ("out_m" + std::to_string(i) + ".bin"), state[2 * i].local);
+    write(dir / ("out_v" + std::to_string(i) + ".bin"), state[2 * i + 1].local);
   }
 }
 
@@ -66,13 +66,13 @@ void run(const fs::path& dir, int num_tensors, int steps, double lr, const AdamW
 }  // namespace narrowgauge::optim
 
 int main(int argc, char** argv) {
-  if (argc != 10) {
-    std::cerr << "expected 9 arguments, got " << argc - 1 << "\n";
+  if (argc != 11) {
+    std::cerr << "expected 10 arguments, got " << argc - 1 << "\n";
     return 2;
   }
   narrowgauge::optim::run(
       argv[1], std::atoi(argv[2]), std::atoi(argv[3]), std::atof(argv[4]),
-      {.beta1 = std::atof(argv[5]), .beta2 = std::atof(argv[6]), .eps = std::atof(argv[7])},
+      {std::atof(argv[5]), std::atof(argv[6]), std::atof(argv[7]), std::string(argv[10]) == "1"},
       std::atof(argv[8]), std::atof(argv[9]));
   return 0;
 }

@@ -17,7 +17,7 @@ namespace {
 
 using narrowgauge::testing::expect_bitwise_equal;
 
-constexpr AdamWOptions kOptions{.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8};
+constexpr AdamOptions kOptions{.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8};
 
 AdamW one_group(std::vector<at::Tensor> params, double weight_decay = 0.0, double lr_scale = 1.0) {
   ParameterGroup group;
@@ -105,11 +105,11 @@ TEST(AdamW, ResumedFromItsStateItTakesTheSameSteps) {
   const auto loaded = second.state();
   ASSERT_EQ(saved.size(), 2U);
   for (size_t i = 0; i < saved.size(); ++i) {
-    EXPECT_EQ(saved[i].first, loaded[i].first);
-    loaded[i].second.copy_(saved[i].second);
+    EXPECT_EQ(saved[i].name, loaded[i].name);
+    loaded[i].local.copy_(saved[i].local);
   }
-  EXPECT_EQ(saved[0].first, "p0.exp_avg");
-  EXPECT_EQ(saved[1].first, "p0.exp_avg_sq");
+  EXPECT_EQ(saved[0].name, "p0.exp_avg");
+  EXPECT_EQ(saved[1].name, "p0.exp_avg_sq");
   for (int i = 3; i < 6; ++i) {
     p.mutable_grad() = grads[static_cast<size_t>(i)];
     q.mutable_grad() = grads[static_cast<size_t>(i)];
@@ -124,9 +124,9 @@ TEST(AdamW, StepAllocatesNothingOnceTheMomentsExist) {
   p.mutable_grad() = at::ones({64});
   AdamW optimizer = one_group({p});
   optimizer.step(1e-3);
-  const void* before = optimizer.state()[0].second.const_data_ptr();
+  const void* before = optimizer.state()[0].local.const_data_ptr();
   optimizer.step(1e-3);
-  EXPECT_EQ(optimizer.state()[0].second.const_data_ptr(), before);
+  EXPECT_EQ(optimizer.state()[0].local.const_data_ptr(), before);
 }
 
 TEST(AdamW, ZeroGradDropsGradients) {

@@ -1,4 +1,4 @@
-"""AdamW against torch.optim.AdamW(fused=True) on one thread: every bit of the parameters and of both moments.
+"""AdamW against torch.optim.AdamW and Adam (fused=True) on one thread: every bit of the parameters and of both moments.
 
 Usage: adamw_torch_test.py PEER, the binary of adamw_peer.cc. Sizes cover whole vectors, remainders of every length,
 one element and none; gradients hold zeros, subnormal squares and large values.
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 SIZES = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 217, 1000, 4099, 70001, 0]
-# steps, lr, beta1, beta2, eps, weight_decay, gradient_scale
+# steps, lr, beta1, beta2, eps, weight_decay, gradient_scale, decoupled weight decay (AdamW)
 CASES = [
-    (12, 3e-4, 0.9, 0.95, 1e-8, 0.1, 1.0),
-    (12, 1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0),
-    (7, 8e-4, 0.9, 0.95, 1e-6, 0.01, 0.3712),
-    (5, 1e-2, 0.4, 0.5, 1e-8, 0.5, 1.0),  # 1 - beta1 >= 0.5: the other form of lerp
+    (12, 3e-4, 0.9, 0.95, 1e-8, 0.1, 1.0, 1),
+    (12, 1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1),
+    (7, 8e-4, 0.9, 0.95, 1e-6, 0.01, 0.3712, 1),
+    (5, 1e-2, 0.4, 0.5, 1e-8, 0.5, 1.0, 1),  # 1 - beta1 >= 0.5: the other form of lerp
+    (7, 1e-3, 0.9, 0.999, 1e-8, 0.1, 0.5, 0),
+    (5, 1e-3, 0.9, 0.95, 1e-8, 0.0, 1.0, 0),
 ]
 
 
@@ -41,10 +43,11 @@ def mismatches(folder, kind, tensors):
 
 
 def run_case(peer, case):
-    steps, lr, beta1, beta2, eps, weight_decay, scale = case
+    steps, lr, beta1, beta2, eps, weight_decay, scale, decoupled = case
     generator = torch.Generator().manual_seed(7)
     params = [torch.randn(size, generator=generator).requires_grad_() for size in SIZES]
-    optimizer = torch.optim.AdamW(params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=True)
+    cls = torch.optim.AdamW if decoupled else torch.optim.Adam
+    optimizer = cls(params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=True)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         for i, param in enumerate(params):
@@ -55,7 +58,7 @@ def run_case(peer, case):
                 param.grad.numpy().tofile(folder / f"g{i}_{step}.bin")
                 param.grad.mul_(scale)
             optimizer.step()
-        arguments = [str(x) for x in (folder, len(params), steps, lr, beta1, beta2, eps, weight_decay, scale)]
+        arguments = [str(x) for x in (folder, len(params), steps, lr, beta1, beta2, eps, weight_decay, scale, decoupled)]
         subprocess.run([peer, *arguments], check=True)
         moments = [optimizer.state[param] for param in params]
         return [line for kind, tensors in (("p", params), ("m", [m["exp_avg"] for m in moments]),

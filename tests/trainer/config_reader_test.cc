@@ -119,7 +119,9 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
        "c.yaml:1:21: generation.top_p: expected a number in (0.0, 1.0], got \"0\""},
       {"optimizer: {weight_decay: -1}",
        "c.yaml:1:27: optimizer.weight_decay: expected a number of at least 0.0, got \"-1\""},
-      {"optimizer: {name: adamw}", "c.yaml:1:19: optimizer.name: expected AdamW, got \"adamw\""},
+      {"optimizer: {name: adamw}",
+       "c.yaml:1:19: optimizer.name: expected one of AdamW, Adam, AdamW8bit, AdamW4bit, AdamWFp8, "
+       "Muon, got \"adamw\""},
       {"training: {device: gpu}",
        "c.yaml:1:20: training.device: expected one of auto, cpu, cuda, got \"gpu\""},
       {"activation_checkpoint: {mode: 2}",

@@ -50,6 +50,7 @@ training.local_batch_size
 training.global_batch_size
 training.max_norm
 training.seed
+training.dtype
 training.mixed_precision_param
 training.mixed_precision_reduce
 training.device
@@ -62,6 +63,11 @@ optimizer.beta2
 optimizer.eps
 optimizer.weight_decay
 optimizer.decay_norms_and_embeddings
+optimizer.parameter_groups
+optimizer.state_dtype
+optimizer.bf16_stochastic_round
+optimizer.cpu_offload
+optimizer.momentum
 lr_scheduler.warmup_steps
 lr_scheduler.decay_ratio
 lr_scheduler.decay_type
