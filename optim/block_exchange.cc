@@ -22,8 +22,8 @@ BlockExchange::BlockExchange(comm::Communicator* shard_axis, std::span<const Blo
     *extent++ = layout.num_elements;
   }
   const at::Tensor gathered = at::empty({shard_axis_->size(), num_parameters, 2},
-                                        at::TensorOptions().dtype(at::kLong).device(device));
-  shard_axis_->all_gather(gathered, mine.to(device));
+                                        at::TensorOptions().dtype(at::kLong).device(comm_device));
+  shard_axis_->all_gather(gathered, mine.to(comm_device));
   const at::Tensor all = gathered.cpu();
   std::map<std::pair<size_t, int64_t>, int64_t> slot_of;  // (parameter, block of the whole)
   const auto* extents = all.const_data_ptr<int64_t>();
@@ -56,7 +56,13 @@ void BlockExchange::put(int64_t slot, kernels::MomentMaxima maxima) {
   words[1] = static_cast<int32_t>(maxima.exp_avg_sq);
 }
 
-void BlockExchange::reduce() { shard_axis_->all_reduce(words_, comm::ReduceOp::kMax); }
+void BlockExchange::reduce() {
+  const at::Tensor words = words_.to(comm_device_);  // itself if it is there
+  shard_axis_->all_reduce(words, comm::ReduceOp::kMax);
+  if (!words.is_same(words_)) {
+    words_.copy_(words);
+  }
+}
 
 kernels::MomentMaxima BlockExchange::get(int64_t slot) const {
   const auto* words = words_.const_data_ptr<int32_t>() + 2 * slot;

@@ -15,10 +15,10 @@ namespace narrowgauge::optim {
 class BlockExchange {
  public:
   // layouts: this rank's, one for each quantized parameter, in the same order on every rank.
-  // device: of the parameters. Collective. shard_axis outlives this; null: one rank, which shares
-  // nothing.
+  // device: of the parameters; comm_device: where shard_axis takes tensors. Collective. shard_axis
+  // outlives this; null: one rank, which shares nothing.
   BlockExchange(comm::Communicator* shard_axis, std::span<const BlockLayout> layouts,
-                at::Device device);
+                at::Device device, at::Device comm_device);
 
   bool is_empty() const { return num_slots_ == 0; }
   // Where the first, the last block of a parameter is exchanged; -1 if it is this rank's alone.
@@ -42,6 +42,7 @@ class BlockExchange {
   };
 
   comm::Communicator* shard_axis_;  // not owned
+  at::Device comm_device_;
   std::vector<Slots> slots_;
   int64_t num_slots_ = 0;
   at::Tensor words_;

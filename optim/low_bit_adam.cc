@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kMaxBlockSize = 256;
 constexpr int64_t kBlocksPerThread = 64;
 constexpr int64_t kCacheLine = 64;
+constexpr int64_t kPrefetchDistance = 2;          // blocks; 1 is 6 % slower, 3 and 4 are no faster
 constexpr uint64_t kRoundingSalt = 0x726f756e64;  // keeps the stream apart from initial values'
 
 Codebook exp_avg_codebook(StateFormat format) {
@@ -113,7 +114,7 @@ LowBitAdam::LowBitAdam(std::vector<ParameterGroup> groups, const LowBitAdamOptio
       device_(device_of(groups)),
       exp_avg_codebook_(exp_avg_codebook(options.state_format), device_),
       exp_avg_sq_codebook_(exp_avg_sq_codebook(options.state_format), device_),
-      exchange_(nullptr, {}, device_) {
+      exchange_(nullptr, {}, device_, device_) {
   check_options(options_.adam);
   std::vector<BlockLayout> layouts;
   for (GroupedParameter& parameter : flatten(std::move(groups))) {
@@ -126,7 +127,7 @@ LowBitAdam::LowBitAdam(std::vector<ParameterGroup> groups, const LowBitAdamOptio
     layout.num_elements = slots_.back().is_quantized ? layout.num_elements : 0;
     layouts.push_back(layout);
   }
-  exchange_ = BlockExchange(shard_axis, layouts, device_);
+  exchange_ = BlockExchange(shard_axis, layouts, device_, options_.comm_device.value_or(device_));
 }
 
 LowBitAdam::Slot LowBitAdam::make_slot(GroupedParameter parameter) const {
@@ -278,12 +279,13 @@ void LowBitAdam::step_block(const SlotStep& step, int64_t block) const {
   const int64_t begin = slot.layout.begin(block);
   const int64_t count = slot.layout.begin(block + 1) - begin;
   const bool is_last = block + 1 == slot.layout.num_blocks();
-  if (!is_last) {
-    const int64_t next = slot.layout.begin(block + 2) - begin - count;
-    prefetch_piece(step.param, step.is_param_bf16, begin + count, next);
-    prefetch_piece(step.grad, step.is_grad_bf16, begin + count, next);
-    slot.exp_avg.prefetch(block + 1);
-    slot.exp_avg_sq.prefetch(block + 1);
+  if (const int64_t ahead = block + kPrefetchDistance; ahead < slot.layout.num_blocks()) {
+    const int64_t first = slot.layout.begin(ahead);
+    const int64_t size = slot.layout.begin(ahead + 1) - first;
+    prefetch_piece(step.param, step.is_param_bf16, first, size);
+    prefetch_piece(step.grad, step.is_grad_bf16, first, size);
+    slot.exp_avg.prefetch(ahead);
+    slot.exp_avg_sq.prefetch(ahead);
   }
   float scratch[4][kMaxBlockSize];
   float* param = read_piece(step.param, step.is_param_bf16, begin, count, scratch[0]);

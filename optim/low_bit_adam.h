@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -20,6 +21,8 @@ struct LowBitAdamOptions {
   // random bits are a function of (seed, parameter name, step, element of the whole parameter).
   bool bf16_stochastic_round = false;
   uint64_t seed = 0;
+  // Where shard_axis takes tensors; none: where the parameters are.
+  std::optional<at::Device> comm_device = std::nullopt;
 };
 
 // Adam and AdamW with moments in few bits, for fp32 and bf16 parameters: torchao's AdamW8bit,

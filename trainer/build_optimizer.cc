@@ -1,5 +1,6 @@
 #include "trainer/build_optimizer.h"
 
+#include <optional>
 #include <utility>
 
 #include "optim/adamw.h"
@@ -27,15 +28,16 @@ optim::StateFormat state_format(const OptimizerConfig& section) {
 }
 
 std::unique_ptr<optim::Optimizer> make_adam(const TrainConfig& config, Groups groups,
-                                            comm::Communicator* shard_axis) {
+                                            comm::Communicator* shard_axis,
+                                            std::optional<at::Device> comm_device = std::nullopt) {
   const OptimizerConfig& section = config.optimizer;
   const optim::StateFormat format = state_format(section);
   if (format == optim::StateFormat::kFloat32 && config.training.dtype == "float32") {
     return std::make_unique<optim::AdamW>(std::move(groups), adam_options(section));
   }
-  const optim::LowBitAdamOptions options = {adam_options(section), format,
-                                            section.bf16_stochastic_round,
-                                            static_cast<uint64_t>(config.training.seed)};
+  const optim::LowBitAdamOptions options = {
+      adam_options(section), format, section.bf16_stochastic_round,
+      static_cast<uint64_t>(config.training.seed), comm_device};
   return std::make_unique<optim::LowBitAdam>(std::move(groups), options, shard_axis);
 }
 
@@ -82,9 +84,10 @@ std::unique_ptr<optim::Optimizer> build_optimizer(
   if (section.name == "Muon") {
     return make_muon(config, std::move(groups), shard_axis);
   }
-  if (section.cpu_offload && !groups[0].params[0].is_cpu()) {
+  const at::Device device = groups[0].params[0].device();
+  if (section.cpu_offload && !device.is_cpu()) {
     return std::make_unique<optim::CpuOffload>(std::move(groups), [&](optim::ParameterGroup group) {
-      return make_adam(config, {std::move(group)}, shard_axis);
+      return make_adam(config, {std::move(group)}, shard_axis, device);
     });
   }
   return make_adam(config, std::move(groups), shard_axis);
