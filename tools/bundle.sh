@@ -33,6 +33,7 @@ mkdir -p "$building"/{bin,lib,lib-mpi}
 cp -L "${programs[@]}" "$building/bin/"
 chmod u+w "$building"/bin/*
 cp -rL "$root/configs" "$building/"
+cp "$root/tools/convergence.py" "$building/"
 
 awk '$2 == "=>" && $3 ~ /^\// {print $3}' <<<"$needed" | sort -u | while read -r library; do
   case $(basename "$library") in

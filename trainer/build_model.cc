@@ -3,13 +3,16 @@
 #include <cstdio>
 #include <optional>
 #include <string>
+#include <variant>
 
 #include "checkpoint/huggingface_directory.h"
+#include "float8/fsdp_extension.h"
 #include "fsdp/fully_shard.h"
 #include "nn/activation_checkpoint.h"
 #include "nn/initialize.h"
 #include "optim/group_rule.h"
 #include "trainer/dtype.h"
+#include "trainer/float8_conversion.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -38,6 +41,21 @@ nn::ActivationCheckpoint checkpoint_options(const ActivationCheckpointConfig& co
   return {config.mode == "none"   ? Mode::kNone
           : config.mode == "full" ? Mode::kFull
                                   : Mode::kSelective};
+}
+
+// `options` for a layer that keeps its gathered parameters after forward, or does not, unless the
+// configuration says; recomputed: backward runs its forward again. What a gather of its fp8 weights
+// brings depends on both.
+fsdp::FullyShardOptions with_extension(fsdp::FullyShardOptions options,
+                                       const comm::DeviceMesh& mesh, bool keeps_by_default,
+                                       bool recomputed) {
+  const auto reshard = options.reshard_after_forward.value_or(!keeps_by_default);
+  const bool* const frees = std::get_if<bool>(&reshard);
+  const bool keeps = frees == nullptr || !*frees;
+  options.make_extension = float8::float8_param_extension(
+      options.mp_policy.param_dtype,
+      {mesh.shard_axis().size(), /*kept_after_forward=*/keeps, recomputed});
+  return options;
 }
 
 fsdp::ShardInitializer initializer(const TrainConfig& config, InitialValues values, int mesh_rank) {
@@ -79,21 +97,30 @@ void freeze(nn::Transformer& model, const TrainConfig& config) {
 
 }  // namespace
 
-std::shared_ptr<nn::Transformer> build_model(const TrainConfig& config,
-                                             const comm::DeviceMesh& mesh, at::Device device,
-                                             InitialValues values) {
+BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, at::Device device,
+                       InitialValues values) {
   auto model = std::make_shared<nn::Transformer>(
       config.model,
       at::TensorOptions().device(at::kMeta).dtype(parse_dtype(config.training.dtype)));
   freeze(*model, config);
-  nn::apply_activation_checkpoint(*model, checkpoint_options(config.activation_checkpoint));
+  const auto decisions = convert_to_float8(config.float8, *model);
+  if (mesh.world().rank() == 0) {
+    describe_float8(config, decisions);
+  }
+  const auto checkpoint = checkpoint_options(config.activation_checkpoint);
+  nn::apply_activation_checkpoint(*model, checkpoint);
+  const bool recomputed = checkpoint.mode == nn::CheckpointMode::kFull;
   const fsdp::FullyShardOptions options = shard_options(config);
   for (const auto& block : model->layers) {
-    fsdp::fully_shard(*block, mesh, options);
+    fsdp::fully_shard(*block, mesh, with_extension(options, mesh, false, recomputed));
   }
-  fsdp::fully_shard(*model, mesh, options);
+  fsdp::fully_shard(*model, mesh, with_extension(options, mesh, /*keeps_by_default=*/true, false));
   fsdp::materialize(*model, device, initializer(config, values, mesh.world().rank()));
-  return model;
+  BuiltModel built{model, {}};
+  if (!decisions.empty()) {
+    built.actions.push_back(make_float8_action(config.float8, *model, mesh));
+  }
+  return built;
 }
 
 }  // namespace narrowgauge::trainer

@@ -3,10 +3,12 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <vector>
 
 #include "comm/device_mesh.h"
 #include "nn/transformer.h"
 #include "trainer/config.h"
+#include "trainer/step_action.h"
 
 namespace narrowgauge::trainer {
 
@@ -14,12 +16,17 @@ namespace narrowgauge::trainer {
 // loaded next, so that making any would be wasted.
 enum class InitialValues { kFresh, kFromCheckpoint };
 
-// The model of a run, sharded over `mesh` on `device`: built on the meta device, wrapped, then
-// filled shard by shard with initial values (from training.seed and each parameter's name) or,
-// where model.initial_load_path is set, from that Hugging Face directory. config.model must be
-// complete (vocab_size known). This is the one place where the model meets what it is trained with.
-std::shared_ptr<nn::Transformer> build_model(const TrainConfig& config,
-                                             const comm::DeviceMesh& mesh, at::Device device,
-                                             InitialValues values);
+struct BuiltModel {
+  std::shared_ptr<nn::Transformer> model;
+  std::vector<std::unique_ptr<StepAction>> actions;  // of its conversions; the loop runs them
+};
+
+// The model of a run, converted (float8), sharded over `mesh` on `device`: built on the meta
+// device, wrapped, then filled shard by shard with initial values (from training.seed and each
+// parameter's name) or, where model.initial_load_path is set, from that Hugging Face directory.
+// config.model must be complete (vocab_size known); the first rank says on standard error what was
+// converted. This is the one place where the model meets what it is trained with.
+BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, at::Device device,
+                       InitialValues values);
 
 }  // namespace narrowgauge::trainer

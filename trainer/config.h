@@ -93,6 +93,19 @@ struct ActivationCheckpointConfig {
   std::string selective_ac_option = "2";  // "op", or n for every n-th block
 };
 
+// Casts of linears to 8-bit floating point while training.
+struct Float8Config {
+  std::string recipe_name = "none";
+  std::vector<std::string> filter_fqns = {"lm_head"};
+  bool enable_fsdp_float8_all_gather = false;
+  bool pad_inner_dim = false;
+  std::vector<std::string> casts;
+  int64_t amax_history_len = 16;
+  std::string amax_compute_algo = "max";
+  bool emulate = false;
+  int64_t health_interval = 100;
+};
+
 struct CheckpointConfig {
   bool enable = true;
   int64_t interval = 500;
@@ -133,6 +146,7 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   LrSchedulerConfig lr_scheduler;
   ParallelismConfig parallelism;
+  Float8Config float8;
   ActivationCheckpointConfig activation_checkpoint;
   CheckpointConfig checkpoint;
   ValidationConfig validation;
@@ -140,6 +154,9 @@ struct TrainConfig {
   ExportConfig export_;  // section `export`, a C++ keyword
   MetricsConfig metrics;
 };
+
+// float8.recipe_name of a run without fp8.
+inline constexpr const char* kNoFloat8 = "none";
 
 // The one source in data.train that is no file: uniformly random token ids, for benchmarks.
 inline constexpr const char* kRandomTokens = "random_tokens";

@@ -180,6 +180,24 @@ Problem find_optimizer_problem(const TrainConfig& config) {
   return std::nullopt;
 }
 
+// What can be told without the library; float8_linear_config judges the rest.
+Problem find_float8_problem(const TrainConfig& config) {
+  const std::string& recipe = config.float8.recipe_name;
+  const bool in_blocks = recipe == "blockwise" || recipe == "mxfp8";
+  if (config.float8.enable_fsdp_float8_all_gather && in_blocks) {
+    return {{"float8.enable_fsdp_float8_all_gather",
+             "expected false with float8.recipe_name " + recipe +
+                 ", whose blocks do not end where shards end, got true"}};
+  }
+  const std::string& reshard = config.parallelism.fsdp_reshard_after_forward;
+  if (recipe != kNoFloat8 && reshard != "default" && reshard != "always" && reshard != "never") {
+    return {{"parallelism.fsdp_reshard_after_forward",
+             "expected default, always or never with float8.recipe_name " + recipe + ", got " +
+                 reshard}};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 void complete(TrainConfig& config) {
@@ -206,8 +224,8 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& config) {
   if (!problem && (config.model.initial_load_path.empty() || config.model.dim > 0)) {
     problem = find_shape_problem(config.model);
   }
-  for (const auto find :
-       {find_tokenizer_problem, find_data_problem, find_training_problem, find_optimizer_problem}) {
+  for (const auto find : {find_tokenizer_problem, find_data_problem, find_training_problem,
+                          find_optimizer_problem, find_float8_problem}) {
     problem = problem ? problem : find(config);
   }
   return problem;

@@ -56,6 +56,7 @@ const std::vector<ConfigSection>& sections() {
       {"training", "length, batch, precision, seed"},
       {"optimizer", "the update rule"},
       {"lr_scheduler", "the learning rate over the run: warm-up, stable, decay"},
+      {"float8", "linears that compute in 8-bit floating point; see docs/FLOAT8.md"},
       {"parallelism", "the mesh of ranks"},
       {"activation_checkpoint", "memory saved by computing parts of forward again in backward"},
       {"checkpoint", "saving and resuming"},
@@ -256,6 +257,44 @@ std::vector<ConfigKey> optimizer_keys() {
   };
 }
 
+std::vector<ConfigKey> float8_keys() {
+  using F = Float8Config;
+  return {
+      {"float8", "recipe_name",
+       TextKey{field<&C::float8, &F::recipe_name>,
+               {"none", "tensorwise", "rowwise", "rowwise_with_gw_hp", "delayed", "blockwise",
+                "mxfp8"}},
+       "", "how operands are scaled and which products are in fp8", "float8.recipe fp8_recipe"},
+      {"float8", "filter_fqns", ListKey{field<&C::float8, &F::filter_fqns>}, "",
+       "linears that stay in high precision: parts of names, or globs of whole names; "
+       "auto_filter_small_kn: those too small to gain",
+       "ignored_layers"},
+      {"float8", "enable_fsdp_float8_all_gather",
+       BooleanKey{field<&C::float8, &F::enable_fsdp_float8_all_gather>}, "",
+       "weights travel between ranks as fp8, a byte an element; tensorwise, rowwise and delayed",
+       "fp8_param_gather fp8_all_gather"},
+      {"float8", "pad_inner_dim", BooleanKey{field<&C::float8, &F::pad_inner_dim>}, "",
+       "also convert linears whose sizes are no multiples of 16", ""},
+      {"float8", "casts", ListKey{field<&C::float8, &F::casts>}, "",
+       "changes to the recipe, operand by operand, such as [grad_output=e4m3 rowwise]; see "
+       "docs/FLOAT8.md",
+       "cast_config cast_configs"},
+      {"float8", "amax_history_len",
+       IntegerKey{field<&C::float8, &F::amax_history_len>, 1, 1 << 16}, "steps",
+       "delayed: how many are remembered", "history_len fp8_amax_history_len"},
+      {"float8", "amax_compute_algo",
+       TextKey{field<&C::float8, &F::amax_compute_algo>, {"max", "most_recent"}}, "",
+       "delayed: which of them gives the scale", "scale_fn_name fp8_amax_compute_algo"},
+      {"float8", "emulate", BooleanKey{field<&C::float8, &F::emulate>}, "",
+       "fp32 products of dequantized operands: the slow reference", ""},
+      {"float8", "health_interval",
+       IntegerKey{field<&C::float8, &F::health_interval>, 0, kMaxSteps}, "steps",
+       "between samples of saturated and underflowed shares and of scales for metrics.jsonl; 0: "
+       "none",
+       ""},
+  };
+}
+
 std::vector<ConfigKey> parallelism_keys() {
   using P = ParallelismConfig;
   using A = ActivationCheckpointConfig;
@@ -340,7 +379,7 @@ std::vector<ConfigKey> all_keys() {
                                  "required; everything the run writes goes here",
                                  "dump_folder output_dir out_dir save_dir"}};
   for (const auto& group : {model_keys(), data_keys(), training_keys(), optimizer_keys(),
-                            parallelism_keys(), run_keys()}) {
+                            float8_keys(), parallelism_keys(), run_keys()}) {
     all.insert(all.end(), group.begin(), group.end());
   }
   return all;

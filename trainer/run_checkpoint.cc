@@ -22,7 +22,7 @@ enum class Purpose { kSave, kLoad };
 // Of rows that several ranks hold, each loads its copy, but only the first one saves them.
 std::vector<checkpoint::ShardChunk> run_chunks(
     const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer,
-    Purpose purpose) {
+    const NamedBuffers& buffers, Purpose purpose) {
   std::vector<checkpoint::ShardChunk> chunks;
   for (const fsdp::ShardedParameter& parameter : parameters) {
     chunks.push_back({"model." + parameter.fqn, parameter.local.detach(), parameter.global_sizes,
@@ -35,12 +35,25 @@ std::vector<checkpoint::ShardChunk> run_chunks(
          skip == 0 ? state.local : state.local.narrow(0, skip, state.local.size(0) - skip),
          state.global_sizes, state.row_begin + skip});
   }
+  for (const auto& [name, tensor] : buffers) {
+    chunks.push_back({name, tensor, tensor.sizes().vec(), 0});
+  }
   return chunks;
 }
 
 bool is_bfloat16(const checkpoint::CheckpointManifest& manifest, const std::string& name) {
   const auto tensor = manifest.tensors.find(name);
   return tensor != manifest.tensors.end() && tensor->second.dtype == "BF16";
+}
+
+NamedBuffers buffers_in(const checkpoint::Checkpoint& saved, const NamedBuffers& buffers) {
+  NamedBuffers present;
+  for (const auto& buffer : buffers) {
+    if (saved.manifest().tensors.contains(buffer.first)) {
+      present.push_back(buffer);
+    }
+  }
+  return present;
 }
 
 void check_unchanged(const std::string& key, const std::string& unit, int64_t before, int64_t now) {
@@ -62,13 +75,14 @@ std::string folder_name(int64_t step) {
 
 void save_run(const fs::path& store, const RunState& state,
               const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer,
-              int64_t keep_latest_k, comm::Communicator& world) {
+              const NamedBuffers& buffers, int64_t keep_latest_k, comm::Communicator& world) {
   const nlohmann::ordered_json json = {{"step", state.step},
                                        {"tokens_seen", state.tokens_seen},
                                        {"global_batch_size", state.global_batch_size},
                                        {"train_tokens", state.train_tokens},
                                        {"optimizer_steps", optimizer.step_count()}};
-  checkpoint::save_checkpoint(store, state.step, run_chunks(parameters, optimizer, Purpose::kSave),
+  checkpoint::save_checkpoint(store, state.step,
+                              run_chunks(parameters, optimizer, buffers, Purpose::kSave),
                               json.dump(), world);
   if (world.rank() == 0) {
     // The other ranks are past the save: an old folder that cannot be deleted must not fail this
@@ -106,7 +120,7 @@ std::optional<fs::path> find_checkpoint(const fs::path& store, int64_t load_step
 
 RunState load_run(const fs::path& folder, const RunState& expected,
                   const std::vector<fsdp::ShardedParameter>& parameters,
-                  optim::Optimizer& optimizer) {
+                  optim::Optimizer& optimizer, const NamedBuffers& buffers) {
   const at::NoGradGuard no_grad;
   const auto saved = checkpoint::Checkpoint::open(folder);
   const auto json = nlohmann::json::parse(saved.manifest().state_json);
@@ -116,7 +130,7 @@ RunState load_run(const fs::path& folder, const RunState& expected,
   check_unchanged("training.global_batch_size", "windows a step", state.global_batch_size,
                   expected.global_batch_size);
   check_unchanged("data.train", "tokens", state.train_tokens, expected.train_tokens);
-  saved.load(run_chunks(parameters, optimizer, Purpose::kLoad));
+  saved.load(run_chunks(parameters, optimizer, buffers_in(saved, buffers), Purpose::kLoad));
   optimizer.set_step_count(json.at("optimizer_steps").get<int64_t>());
   return state;
 }

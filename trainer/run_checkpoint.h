@@ -11,11 +11,13 @@
 #include "fsdp/fully_shard.h"
 #include "nn/transformer_config.h"
 #include "optim/optimizer.h"
+#include "trainer/step_action.h"
 
 namespace narrowgauge::trainer {
 
 // What a checkpoint of a run holds: rows by the names model.<parameter> and
-// optimizer.<parameter>.<state>, each in the dtype that training has, and these numbers.
+// optimizer.<parameter>.<state>, each in the dtype that training has, the buffers of step actions
+// by their own names, and these numbers.
 struct RunState {
   int64_t step = 0;         // steps done; the data order and the schedule follow from it
   int64_t tokens_seen = 0;  // since step 1
@@ -30,7 +32,7 @@ struct RunState {
 // checkpoints untouched.
 void save_run(const std::filesystem::path& store, const RunState& state,
               const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer,
-              int64_t keep_latest_k, comm::Communicator& world);
+              const NamedBuffers& buffers, int64_t keep_latest_k, comm::Communicator& world);
 
 // The folder to resume from: that of `load_step`, or for -1 the newest complete one, damaged ones
 // passed over with a line on standard error. Nothing in a new run. Throws if load_step is missing
@@ -38,11 +40,12 @@ void save_run(const std::filesystem::path& store, const RunState& state,
 std::optional<std::filesystem::path> find_checkpoint(const std::filesystem::path& store,
                                                      int64_t load_step, comm::Communicator& world);
 
-// Fills parameters and optimizer from a checkpoint of any world size. Throws ConfigError if
-// `expected` has another global batch size or other data than the run so far.
+// Fills parameters, optimizer and buffers from a checkpoint of any world size. Buffers that the
+// checkpoint does not hold keep their values: the run had no such conversion so far. Throws
+// ConfigError if `expected` has another global batch size or other data than the run so far.
 RunState load_run(const std::filesystem::path& folder, const RunState& expected,
                   const std::vector<fsdp::ShardedParameter>& parameters,
-                  optim::Optimizer& optimizer);
+                  optim::Optimizer& optimizer, const NamedBuffers& buffers);
 
 // Reads whole parameters of a checkpoint, one at a time, on one rank.
 std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(

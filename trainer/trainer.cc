@@ -15,7 +15,6 @@
 #include "checkpoint/huggingface_names.h"
 #include "fsdp/clip_grad_norm.h"
 #include "nn/sampling.h"
-#include "trainer/build_model.h"
 #include "trainer/build_optimizer.h"
 #include "trainer/continuation.h"
 #include "trainer/device.h"
@@ -90,8 +89,9 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       plan_(plan_ranks(config, world->size())),
       mesh_(world, static_cast<int>(plan_.replicate_degree), static_cast<int>(plan_.shard_degree)),
       checkpoint_(choose_checkpoint(config, run, *world)),
-      model_(build_model(config, mesh_, device,
+      built_(build_model(config, mesh_, device,
                          checkpoint_ ? InitialValues::kFromCheckpoint : InitialValues::kFresh)),
+      model_(built_.model),
       parameters_(fsdp::sharded_parameters(*model_)),
       optimizer_(build_optimizer(config, parameters_, mesh_)),
       scheduler_(build_lr_scheduler(config)),
@@ -103,8 +103,11 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
   state_.global_batch_size = plan_.global_batch_size;
   state_.train_tokens = data_.split.train->num_tokens();
   if (checkpoint_) {
-    state_ = load_run(*checkpoint_, state_, parameters_, *optimizer_);
+    state_ = load_run(*checkpoint_, state_, parameters_, *optimizer_, named_buffers());
     saved_step_ = state_.step;
+  }
+  for (const auto& action : built_.actions) {
+    action->before_training();
   }
   if (is_first_rank()) {
     metrics_log_.emplace(run.metrics_file(), state_.step);
@@ -141,6 +144,9 @@ void Trainer::train(const StopSignal& stop_signal) {
 
 StepMetrics Trainer::train_step(int64_t step) {
   const double started = now_seconds();
+  for (const auto& action : built_.actions) {
+    action->before_step(step);
+  }
   const at::Tensor local_loss = accumulate_gradients(step);
   // The one wait for a GPU in a step; the loss is there by then.
   const double grad_norm = fsdp::total_grad_norm(parameters_, mesh_);
@@ -156,6 +162,7 @@ StepMetrics Trainer::train_step(int64_t step) {
   const double max_norm = config_.training.max_norm;
   optimizer_->step(lr, max_norm > 0 ? fsdp::clip_coefficient(grad_norm, max_norm) : 1.0);
   optimizer_->zero_grad();
+  run_actions_after(step);
 
   StepMetrics metrics;
   metrics.step = step;
@@ -168,6 +175,30 @@ StepMetrics Trainer::train_step(int64_t step) {
   metrics.peak_memory_bytes = peak_memory_bytes(device_);
   metrics.tokens_seen = state_.tokens_seen + tokens;
   return metrics;
+}
+
+void Trainer::run_actions_after(int64_t step) {
+  for (const auto& action : built_.actions) {
+    const StepReport report = action->after_step(step);
+    if (!is_first_rank()) {
+      continue;
+    }
+    for (const std::string& line : report.metrics_lines) {
+      metrics_log_->append(line);
+    }
+    for (const std::string& warning : report.warnings) {
+      progress_->message(warning);
+    }
+  }
+}
+
+NamedBuffers Trainer::named_buffers() {
+  NamedBuffers all;
+  for (const auto& action : built_.actions) {
+    const NamedBuffers buffers = action->named_buffers();
+    all.insert(all.end(), buffers.begin(), buffers.end());
+  }
+  return all;
 }
 
 at::Tensor Trainer::accumulate_gradients(int64_t step) {
@@ -259,8 +290,8 @@ void Trainer::save() {
     return;
   }
   try {
-    save_run(run_.checkpoints(), state_, parameters_, *optimizer_, config_.checkpoint.keep_latest_k,
-             mesh_.world());
+    save_run(run_.checkpoints(), state_, parameters_, *optimizer_, named_buffers(),
+             config_.checkpoint.keep_latest_k, mesh_.world());
     saved_step_ = state_.step;
   } catch (const comm::CommunicatorAborted&) {
     throw;

@@ -14,6 +14,7 @@
 #include "nn/transformer.h"
 #include "optim/lr_scheduler.h"
 #include "optim/optimizer.h"
+#include "trainer/build_model.h"
 #include "trainer/config.h"
 #include "trainer/config_check.h"
 #include "trainer/json_lines.h"
@@ -21,6 +22,7 @@
 #include "trainer/progress_line.h"
 #include "trainer/run_checkpoint.h"
 #include "trainer/run_directory.h"
+#include "trainer/step_action.h"
 #include "trainer/stop_signal.h"
 #include "trainer/training_data.h"
 
@@ -49,6 +51,9 @@ class Trainer {
 
  private:
   StepMetrics train_step(int64_t step);
+  void run_actions_after(int64_t step);
+  // Of all actions.
+  NamedBuffers named_buffers();
   // Forward and backward over this rank's part of the global batch of `step`; gradients are left on
   // the sharded parameters. Returns this rank's sum of losses divided by the global number of valid
   // tokens: 0-dim fp64 on the device, which may still be at work.
@@ -70,7 +75,8 @@ class Trainer {
   RankPlan plan_;
   comm::DeviceMesh mesh_;
   std::optional<std::filesystem::path> checkpoint_;  // where the run goes on from
-  std::shared_ptr<nn::Transformer> model_;
+  BuiltModel built_;
+  const std::shared_ptr<nn::Transformer> model_;
   std::vector<fsdp::ShardedParameter> parameters_;
   std::unique_ptr<optim::Optimizer> optimizer_;
   optim::LrScheduler scheduler_;

@@ -72,6 +72,15 @@ lr_scheduler.warmup_steps
 lr_scheduler.decay_ratio
 lr_scheduler.decay_type
 lr_scheduler.min_lr_factor
+float8.recipe_name
+float8.filter_fqns
+float8.enable_fsdp_float8_all_gather
+float8.pad_inner_dim
+float8.casts
+float8.amax_history_len
+float8.amax_compute_algo
+float8.emulate
+float8.health_interval
 parallelism.data_parallel_replicate_degree
 parallelism.data_parallel_shard_degree
 parallelism.fsdp_reshard_after_forward
@@ -151,7 +160,8 @@ TEST(ConfigDocs, PageIsUpToDate) {
 }
 
 TEST(Configs, ShippedConfigurationsAreValid) {
-  for (const char* name : {"quickstart", "shakespeare_char", "bench/llama_12m"}) {
+  for (const char* name :
+       {"quickstart", "shakespeare_char", "bench/llama_12m", "convergence/float8"}) {
     const std::string path = std::string("configs/") + name + ".yaml";
     const TrainConfig config = read_config(path, {});
     EXPECT_EQ(to_yaml(read_config_text(to_yaml(config), name, {})), to_yaml(config)) << path;

@@ -115,7 +115,7 @@ void round_trips_at_every_pair_of_world_sizes(const MakeOptimizer& make) {
     run_ranks(before, [&](comm::Communicator& communicator) {
       const Rank rank(make, communicator);
       rank.steps(1, 3);
-      save_run(store, {3, 30, 1, 1}, rank.parameters, *rank.optimizer, 0, communicator);
+      save_run(store, {3, 30, 1, 1}, rank.parameters, *rank.optimizer, {}, 0, communicator);
       const std::lock_guard<std::mutex> lock(mutex);
       rank.add_to(saved);
     });
@@ -126,7 +126,7 @@ void round_trips_at_every_pair_of_world_sizes(const MakeOptimizer& make) {
       run_ranks(after, [&](comm::Communicator& communicator) {
         const Rank rank(make, communicator);
         const RunState state = load_run(*find_checkpoint(store, -1, communicator), {0, 0, 1, 1},
-                                        rank.parameters, *rank.optimizer);
+                                        rank.parameters, *rank.optimizer, {});
         EXPECT_EQ(state.step, 3);
         EXPECT_EQ(rank.optimizer->step_count(), 3);
         {
