@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "comm/thread_communicator.h"
+#include "comm/watched_communicator.h"
 
 namespace narrowgauge::comm {
 namespace {
@@ -36,12 +37,17 @@ int resolved_shard_size(int ranks, int replicate, int shard) {
 }
 
 // The ranks of one color; without a collective where the axis is trivial.
-std::shared_ptr<Communicator> axis(const std::shared_ptr<Communicator>& world, int size,
-                                   int color) {
+std::shared_ptr<Communicator> axis(const std::shared_ptr<Communicator>& world, int size, int color,
+                                   const char* name) {
   if (size == 1) {
     return ThreadCommunicator::single();
   }
-  return size == world->size() ? world : world->split(color, world->rank());
+  if (size == world->size()) {
+    return world;
+  }
+  auto part = world->split(color, world->rank());
+  set_group_name(*part, name);
+  return part;
 }
 
 }  // namespace
@@ -49,8 +55,8 @@ std::shared_ptr<Communicator> axis(const std::shared_ptr<Communicator>& world, i
 DeviceMesh::DeviceMesh(std::shared_ptr<Communicator> world, int replicate, int shard)
     : world_(std::move(world)) {
   const int shard_size = resolved_shard_size(world_->size(), replicate, shard);
-  replicate_ = axis(world_, replicate, world_->rank() % shard_size);
-  shard_ = axis(world_, shard_size, world_->rank() / shard_size);
+  replicate_ = axis(world_, replicate, world_->rank() % shard_size, "replicate");
+  shard_ = axis(world_, shard_size, world_->rank() / shard_size, "shard");
 }
 
 }  // namespace narrowgauge::comm

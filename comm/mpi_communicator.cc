@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "comm/collective_arguments.h"
+#include "comm/mpi_wait.h"
 #include "comm/ordered_reduction.h"
 
 namespace narrowgauge::comm {
@@ -25,15 +26,6 @@ constexpr int64_t kReducePieceBytes = int64_t{1} << 20;
 // Below this an all-reduce is one gather and a local sum: one round trip instead of two.
 constexpr size_t kSmallAllReduceBytes = 1 << 14;
 constexpr int kTag = 0;
-
-void check_mpi(int code, const char* call) {
-  if (code != MPI_SUCCESS) {
-    char text[MPI_MAX_ERROR_STRING] = "";
-    int length = 0;
-    MPI_Error_string(code, text, &length);
-    throw std::runtime_error(std::string(call) + " failed: " + std::string(text, length));
-  }
-}
 
 std::byte* bytes_of(const at::Tensor& tensor) {
   return static_cast<std::byte*>(tensor.mutable_data_ptr());
@@ -58,12 +50,7 @@ class Exchange {
     }
   }
 
-  void complete() {
-    check_mpi(
-        MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
-        "MPI_Waitall");
-    requests_.clear();
-  }
+  void complete() { wait_all(requests_); }
 
  private:
   MPI_Request* next() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
@@ -71,6 +58,15 @@ class Exchange {
   MPI_Comm comm_;
   std::vector<MPI_Request> requests_;
 };
+
+// Gathers `size` bytes of each rank; `input` may be MPI_IN_PLACE.
+void gather_bytes(const void* input, void* output, int64_t size, MPI_Comm comm) {
+  std::vector<MPI_Request> request(1, MPI_REQUEST_NULL);
+  const auto count = static_cast<int>(size);
+  check_mpi(MPI_Iallgather(input, count, MPI_BYTE, output, count, MPI_BYTE, comm, request.data()),
+            "MPI_Iallgather");
+  wait_all(request);
+}
 
 // How much of a slice of `size` bytes the piece at `offset` covers.
 int64_t piece_size(int64_t size, int64_t offset, int64_t limit) {
@@ -104,9 +100,7 @@ void MpiCommunicator::all_gather(const at::Tensor& output, const at::Tensor& inp
   const auto bytes = static_cast<int64_t>(input.nbytes());
   const bool in_place = gathers_in_place(output, input, rank_);
   if (bytes <= max_message_bytes_) {
-    check_mpi(MPI_Allgather(in_place ? MPI_IN_PLACE : bytes_of(input), static_cast<int>(bytes),
-                            MPI_BYTE, bytes_of(output), static_cast<int>(bytes), MPI_BYTE, comm_),
-              "MPI_Allgather");
+    gather_bytes(in_place ? MPI_IN_PLACE : bytes_of(input), bytes_of(output), bytes, comm_);
     return;
   }
   if (!in_place) {
@@ -141,9 +135,7 @@ void MpiCommunicator::all_reduce(const at::Tensor& tensor, ReduceOp op) {
   };
   if (tensor.nbytes() <= kSmallAllReduceBytes) {
     std::vector<std::byte> gathered(total * size_);
-    check_mpi(MPI_Allgather(bytes_of(tensor), static_cast<int>(total), MPI_BYTE, gathered.data(),
-                            static_cast<int>(total), MPI_BYTE, comm_),
-              "MPI_Allgather");
+    gather_bytes(bytes_of(tensor), gathered.data(), total, comm_);
     std::vector<const void*> parts;
     for (int other = 0; other < size_; ++other) {
       parts.push_back(gathered.data() + other * total);
@@ -161,8 +153,11 @@ void MpiCommunicator::broadcast(const at::Tensor& tensor, int root) {
   const auto total = static_cast<int64_t>(tensor.nbytes());
   for (int64_t offset = 0; offset < total; offset += max_message_bytes_) {
     const int64_t count = piece_size(total, offset, max_message_bytes_);
-    check_mpi(MPI_Bcast(bytes_of(tensor) + offset, static_cast<int>(count), MPI_BYTE, root, comm_),
-              "MPI_Bcast");
+    std::vector<MPI_Request> request(1, MPI_REQUEST_NULL);
+    check_mpi(MPI_Ibcast(bytes_of(tensor) + offset, static_cast<int>(count), MPI_BYTE, root, comm_,
+                         request.data()),
+              "MPI_Ibcast");
+    wait_all(request);
   }
 }
 

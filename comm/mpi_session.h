@@ -4,8 +4,11 @@
 #include <string>
 
 #include "comm/communicator.h"
+#include "comm/watchdog.h"
 
 namespace narrowgauge::comm {
+
+class RankBoardServer;
 
 // MPI's life in this process: make one at the start of main and let it outlive every communicator.
 //
@@ -20,12 +23,19 @@ class MpiSession {
  public:
   // Initialises MPI under a launcher. Throws std::runtime_error.
   MpiSession();
-  // Finalises MPI, which waits for all ranks; not while an exception unwinds.
+  // Finalises MPI, which waits for all ranks (a rank may write files for long, so without the
+  // timeout of watch(); a rank that dies still ends it). Not while an exception unwinds.
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
 
   bool under_launcher() const { return under_launcher_; }
+
+  // From now on communicators of this session are watched: a collective past its timeout and a rank
+  // that dies end the job with exit code 1 and a sentence that names them, and every failure leaves
+  // a flight record. Collective; at most once, before world(). Throws std::runtime_error when the
+  // ranks cannot reach rank 0 over TCP.
+  void watch(const WatchdogOptions& options);
 
   // All ranks. REQUIRES: released before this session ends.
   std::shared_ptr<Communicator> world();
@@ -41,11 +51,23 @@ class MpiSession {
   int fail(const std::string& message, int exit_code = 1);
 
  private:
+  // Prints `message`, unless another rank tells the cause and ends this one meanwhile.
+  void tell(const std::string& message, Teller teller) const;
+  // What the watchdog does with its findings, on its own thread.
+  [[noreturn]] void end_job(const std::string& message, Teller teller) const;
+
   bool under_launcher_;
   int world_rank_ = 0;
+  int world_size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
   int exceptions_at_birth_;
+  int worlds_ = 0;
+  // In the order of their making; nothing before watch().
+  std::unique_ptr<RankBoardServer> board_server_;  // on rank 0
+  std::shared_ptr<RankBoard> board_;
+  std::shared_ptr<FlightRecord> flight_record_;
+  std::unique_ptr<Watchdog> watchdog_;
 };
 
 }  // namespace narrowgauge::comm
