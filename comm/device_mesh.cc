@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "comm/thread_communicator.h"
+#include "comm/self_communicator.h"
 #include "comm/watched_communicator.h"
 
 namespace narrowgauge::comm {
@@ -40,7 +40,7 @@ int resolved_shard_size(int ranks, int replicate, int shard) {
 std::shared_ptr<Communicator> axis(const std::shared_ptr<Communicator>& world, int size, int color,
                                    const char* name) {
   if (size == 1) {
-    return ThreadCommunicator::single();
+    return std::make_shared<SelfCommunicator>();
   }
   if (size == world->size()) {
     return world;

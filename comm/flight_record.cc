@@ -68,7 +68,7 @@ int64_t FlightRecord::start(const std::string& group_id, const char* operation,
   collective.started = std::chrono::steady_clock::now();
   collectives_.push_back(std::move(collective));
   // One that is pending stays: it is what the record is for.
-  while (collectives_.size() > kCapacity && collectives_.front().finished) {
+  while (collectives_.size() > capacity_ && collectives_.front().finished) {
     collectives_.pop_front();
     ++first_ticket_;
   }

@@ -44,8 +44,10 @@ struct Collective {
 // Safe from any thread.
 class FlightRecord {
  public:
-  // How many are kept at least, and at most but for those that have not ended.
-  static constexpr size_t kCapacity = 1000;
+  static constexpr size_t kDefaultCapacity = 1000;
+
+  // `capacity` collectives are kept, or more while they have not ended.
+  explicit FlightRecord(size_t capacity = kDefaultCapacity) : capacity_(capacity) {}
 
   // Makes a group known, or renames it. `id` must be equal on all its ranks and different from
   // those of their other groups.
@@ -78,6 +80,7 @@ class FlightRecord {
   Collective* find(int64_t ticket);
   void end(Collective& collective);
 
+  const size_t capacity_;
   mutable std::mutex mutex_;
   std::map<std::string, GroupProgress> groups_;  // by id
   std::deque<Collective> collectives_;

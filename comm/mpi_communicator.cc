@@ -23,8 +23,9 @@ namespace {
 // Bounds the receive buffers of a reduction to size() pieces of this many bytes, and keeps a piece
 // in the cache between its arrival and its sum.
 constexpr int64_t kReducePieceBytes = int64_t{1} << 20;
-// Below this an all-reduce is one gather and a local sum: one round trip instead of two.
-constexpr size_t kSmallAllReduceBytes = 1 << 14;
+// Up to this many bytes a rank, a collective is over when the last rank has come: it needs no
+// arrival of its own, and an all-reduce is one gather and a local sum.
+constexpr size_t kSmallBytes = 1 << 14;
 constexpr int kTag = 0;
 
 std::byte* bytes_of(const at::Tensor& tensor) {
@@ -50,7 +51,12 @@ class Exchange {
     }
   }
 
-  void complete() { wait_all(requests_); }
+  void complete() {
+    check_mpi(
+        MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
+        "MPI_Waitall");
+    requests_.clear();
+  }
 
  private:
   MPI_Request* next() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
@@ -59,13 +65,13 @@ class Exchange {
   std::vector<MPI_Request> requests_;
 };
 
-// Gathers `size` bytes of each rank; `input` may be MPI_IN_PLACE.
-void gather_bytes(const void* input, void* output, int64_t size, MPI_Comm comm) {
-  std::vector<MPI_Request> request(1, MPI_REQUEST_NULL);
+// Gathers `size` bytes of each rank, few enough that waiting for the last one is all it costs.
+void gather_small(const void* input, void* output, size_t size, MPI_Comm comm) {
+  MPI_Request request = MPI_REQUEST_NULL;
   const auto count = static_cast<int>(size);
-  check_mpi(MPI_Iallgather(input, count, MPI_BYTE, output, count, MPI_BYTE, comm, request.data()),
+  check_mpi(MPI_Iallgather(input, count, MPI_BYTE, output, count, MPI_BYTE, comm, &request),
             "MPI_Iallgather");
-  wait_all(request);
+  wait(request);
 }
 
 // How much of a slice of `size` bytes the piece at `offset` covers.
@@ -99,8 +105,15 @@ void MpiCommunicator::all_gather(const at::Tensor& output, const at::Tensor& inp
   check_all_gather(output, input, rank_, size_);
   const auto bytes = static_cast<int64_t>(input.nbytes());
   const bool in_place = gathers_in_place(output, input, rank_);
+  const void* mine = in_place ? MPI_IN_PLACE : bytes_of(input);
+  if (input.nbytes() <= kSmallBytes && bytes <= max_message_bytes_) {
+    return gather_small(mine, bytes_of(output), input.nbytes(), comm_);
+  }
+  arrive();
   if (bytes <= max_message_bytes_) {
-    gather_bytes(in_place ? MPI_IN_PLACE : bytes_of(input), bytes_of(output), bytes, comm_);
+    const auto count = static_cast<int>(bytes);
+    check_mpi(MPI_Allgather(mine, count, MPI_BYTE, bytes_of(output), count, MPI_BYTE, comm_),
+              "MPI_Allgather");
     return;
   }
   if (!in_place) {
@@ -112,6 +125,7 @@ void MpiCommunicator::all_gather(const at::Tensor& output, const at::Tensor& inp
 void MpiCommunicator::reduce_scatter(const at::Tensor& output, const at::Tensor& input,
                                      ReduceOp op) {
   check_reduce_scatter(output, input, size_);
+  arrive();
   const auto bytes = static_cast<int64_t>(output.nbytes());
   reduce_slices(
       input,
@@ -133,9 +147,9 @@ void MpiCommunicator::all_reduce(const at::Tensor& tensor, ReduceOp op) {
     const int64_t begin = std::min(rank * slice, total);
     return Slice{begin, std::min(slice, total - begin)};
   };
-  if (tensor.nbytes() <= kSmallAllReduceBytes) {
+  if (tensor.nbytes() <= kSmallBytes) {
     std::vector<std::byte> gathered(total * size_);
-    gather_bytes(bytes_of(tensor), gathered.data(), total, comm_);
+    gather_small(bytes_of(tensor), gathered.data(), tensor.nbytes(), comm_);
     std::vector<const void*> parts;
     for (int other = 0; other < size_; ++other) {
       parts.push_back(gathered.data() + other * total);
@@ -143,6 +157,7 @@ void MpiCommunicator::all_reduce(const at::Tensor& tensor, ReduceOp op) {
     reduce_in_rank_order(bytes_of(tensor), parts, tensor.numel(), tensor.scalar_type(), op);
     return;
   }
+  arrive();
   // In place: a piece of this rank's slice is overwritten only when all of its parts have arrived.
   reduce_slices(tensor, slice_of, bytes_of(tensor) + slice_of(rank_).begin, op);
   share_slices(tensor, slice_of);
@@ -150,24 +165,31 @@ void MpiCommunicator::all_reduce(const at::Tensor& tensor, ReduceOp op) {
 
 void MpiCommunicator::broadcast(const at::Tensor& tensor, int root) {
   check_broadcast(tensor, root, size_);
+  arrive();
   const auto total = static_cast<int64_t>(tensor.nbytes());
   for (int64_t offset = 0; offset < total; offset += max_message_bytes_) {
     const int64_t count = piece_size(total, offset, max_message_bytes_);
-    std::vector<MPI_Request> request(1, MPI_REQUEST_NULL);
-    check_mpi(MPI_Ibcast(bytes_of(tensor) + offset, static_cast<int>(count), MPI_BYTE, root, comm_,
-                         request.data()),
-              "MPI_Ibcast");
-    wait_all(request);
+    check_mpi(MPI_Bcast(bytes_of(tensor) + offset, static_cast<int>(count), MPI_BYTE, root, comm_),
+              "MPI_Bcast");
   }
 }
 
 std::shared_ptr<Communicator> MpiCommunicator::split(int color, int key) {
   check_split(color);
+  arrive();
   MPI_Comm part = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split(comm_, color, key, &part), "MPI_Comm_split");
   auto communicator = std::make_shared<MpiCommunicator>(part, max_message_bytes_);
   MPI_Comm_free(&part);
   return communicator;
+}
+
+// MPI's blocking calls spin and move data as fast as it goes; its non-blocking ones move a fragment
+// at each look. So ranks first wait for each other with pauses, and then move all there is at once.
+void MpiCommunicator::arrive() {
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Ibarrier(comm_, &request), "MPI_Ibarrier");
+  wait(request);
 }
 
 void MpiCommunicator::reduce_slices(const at::Tensor& input, const SliceOf& slice_of, void* output,

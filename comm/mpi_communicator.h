@@ -34,6 +34,9 @@ class MpiCommunicator final : public Communicator {
   std::shared_ptr<Communicator> split(int color, int key) override;
 
  private:
+  // Returns when every rank has called it, and leaves the processor to others meanwhile.
+  void arrive();
+
   // The slice of a buffer that a rank owns, in bytes. No slice is longer than rank 0's.
   struct Slice {
     int64_t begin = 0;

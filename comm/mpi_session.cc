@@ -9,12 +9,14 @@
 #include <exception>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "comm/mpi_communicator.h"
+#include "comm/nccl_communicator.h"
 #include "comm/rank_board_server.h"
 #include "comm/rank_table.h"
+#include "comm/self_communicator.h"
 #include "comm/tcp_rank_board.h"
-#include "comm/thread_communicator.h"
 #include "comm/watched_communicator.h"
 
 namespace narrowgauge::comm {
@@ -85,23 +87,42 @@ void MpiSession::watch(const WatchdogOptions& options) {
   } else {
     board_ = std::make_shared<ThreadRankBoard>(std::make_shared<RankTable>(1), 0);
   }
-  flight_record_ = std::make_shared<FlightRecord>();
+  flight_record_ = std::make_shared<FlightRecord>(options.record_capacity);
   watchdog_ = std::make_unique<Watchdog>(
       world_rank_, world_size_, options, flight_record_, board_,
       [this](const std::string& message, Teller teller) { end_job(message, teller); });
 }
 
-std::shared_ptr<Communicator> MpiSession::world() {
-  std::shared_ptr<Communicator> world = ThreadCommunicator::single();
-  if (under_launcher_) {
-    world = std::make_shared<MpiCommunicator>(MPI_COMM_WORLD);
+std::shared_ptr<Communicator> MpiSession::unwatched_world(c10::Device device) {
+  if (!under_launcher_) {
+    return std::make_shared<SelfCommunicator>();
   }
+  auto mpi = std::make_shared<MpiCommunicator>(MPI_COMM_WORLD);
+  if (device.is_cpu()) {
+    return mpi;
+  }
+  auto nccl = NcclCommunicator::create(*mpi, device);
+  if (watchdog_ != nullptr) {
+    watchdog_->add_probe([weak = std::weak_ptr(nccl)] {
+      const auto alive = weak.lock();
+      return alive == nullptr ? std::nullopt : alive->error();
+    });
+  }
+  return nccl;
+}
+
+std::shared_ptr<Communicator> MpiSession::world(c10::Device device) {
   if (watchdog_ == nullptr) {
-    return world;
+    return unwatched_world(device);
   }
   const std::string id = "world" + (worlds_ == 0 ? "" : "-" + std::to_string(worlds_));
   ++worlds_;
-  return std::make_shared<WatchedCommunicator>(world, flight_record_, id, id);
+  // Making it waits for all ranks, as a collective does.
+  flight_record_->name_group(id, id, world_size_);
+  const int64_t ticket = flight_record_->start(id, "init", c10::ScalarType::Byte, 0);
+  auto world = unwatched_world(device);
+  flight_record_->finish(ticket);
+  return std::make_shared<WatchedCommunicator>(std::move(world), flight_record_, id, id);
 }
 
 void MpiSession::tell(const std::string& message, Teller teller) const {

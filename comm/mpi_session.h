@@ -1,5 +1,8 @@
 #pragma once
 
+#include <c10/core/Device.h>
+
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -37,8 +40,13 @@ class MpiSession {
   // ranks cannot reach rank 0 over TCP.
   void watch(const WatchdogOptions& options);
 
-  // All ranks. REQUIRES: released before this session ends.
-  std::shared_ptr<Communicator> world();
+  // Another timeout from now on: the first step takes longer than the others. REQUIRES: watch().
+  void set_timeout(std::chrono::milliseconds timeout) { watchdog_->set_timeout(timeout); }
+
+  // All ranks, for tensors on `device`: over MPI on the CPU, over NCCL on a CUDA device, of which
+  // each rank of a host has its own (that of index local_rank(), by custom). A process on its own
+  // needs neither. Collective. REQUIRES: released before this session ends.
+  std::shared_ptr<Communicator> world(c10::Device device = c10::kCPU);
 
   // Ranks of this host: which of how many.
   int local_rank() const { return local_rank_; }
@@ -51,6 +59,7 @@ class MpiSession {
   int fail(const std::string& message, int exit_code = 1);
 
  private:
+  std::shared_ptr<Communicator> unwatched_world(c10::Device device);
   // Prints `message`, unless another rank tells the cause and ends this one meanwhile.
   void tell(const std::string& message, Teller teller) const;
   // What the watchdog does with its findings, on its own thread.

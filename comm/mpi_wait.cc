@@ -1,7 +1,5 @@
 #include "comm/mpi_wait.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <stdexcept>
@@ -14,28 +12,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-// How long to look without a sleep: what arrives at once (a small message between ranks that are in
-// step) is not worth one. Figures behind these three: docs/LOG.md.
-constexpr microseconds kPatience{50};
+// How long to look without a sleep: ranks that are in step need no more. Then the pauses grow,
+// which bounds both the time lost after a long wait and the share of a core spent on it. A sleeping
+// thread gets its core back at once when it wakes; one that yields waits for the computation's
+// whole time slice. Figures: docs/LOG.md.
+constexpr microseconds kPatience{30};
 constexpr microseconds kShortestSleep{20};
 constexpr microseconds kLongestSleep{200};
-
-// Pauses between looks that grow with the time waited.
-class Backoff {
- public:
-  void pause() {
-    if (Clock::now() - began_ < kPatience) {
-      sched_yield();
-      return;
-    }
-    std::this_thread::sleep_for(sleep_);
-    sleep_ = std::min(sleep_ * 5 / 4, kLongestSleep);
-  }
-
- private:
-  Clock::time_point began_ = Clock::now();
-  microseconds sleep_ = kShortestSleep;
-};
 
 }  // namespace
 
@@ -48,18 +31,19 @@ void check_mpi(int code, const char* call) {
   }
 }
 
-void wait_all(std::vector<MPI_Request>& requests) {
-  Backoff backoff;
+void wait(MPI_Request& request) {
+  const Clock::time_point began = Clock::now();
+  microseconds sleep = kShortestSleep;
   while (true) {
     int complete = 0;
-    check_mpi(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &complete,
-                          MPI_STATUSES_IGNORE),
-              "MPI_Testall");
+    check_mpi(MPI_Test(&request, &complete, MPI_STATUS_IGNORE), "MPI_Test");
     if (complete != 0) {
-      requests.clear();
       return;
     }
-    backoff.pause();
+    if (Clock::now() - began > kPatience) {
+      std::this_thread::sleep_for(sleep);
+      sleep = std::min(sleep * 5 / 4, kLongestSleep);
+    }
   }
 }
 

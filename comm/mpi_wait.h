@@ -2,16 +2,14 @@
 
 #include <mpi.h>
 
-#include <vector>
-
 namespace narrowgauge::comm {
 
 // Throws std::runtime_error with MPI's text when `code` is an error; `call` is what returned it.
 void check_mpi(int code, const char* call);
 
-// Returns when all requests are complete, and clears them. As MPI_Waitall, but it leaves the
-// processor to others meanwhile: MPI's own waits spin, and a rank often has a single core, on which
-// it also computes. Throws std::runtime_error.
-void wait_all(std::vector<MPI_Request>& requests);
+// Returns when the request is complete. As MPI_Wait, but it leaves the processor to others
+// meanwhile: MPI's own waits spin, and a rank often has a single core, on which it also computes.
+// Throws std::runtime_error.
+void wait(MPI_Request& request);
 
 }  // namespace narrowgauge::comm

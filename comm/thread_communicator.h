@@ -8,8 +8,7 @@
 
 namespace narrowgauge::comm {
 
-// Ranks are threads of one process that read each other's tensors. With one rank, which is how a
-// single process runs, a collective is a copy or nothing at all.
+// Ranks are threads of one process that read each other's tensors.
 //
 // Ranks that disagree on the operation, dtype or count all get a c10::Error that names both.
 class ThreadCommunicator final : public Communicator {
@@ -18,9 +17,6 @@ class ThreadCommunicator final : public Communicator {
 
   // One communicator a rank, in rank order. REQUIRES: size >= 1.
   static std::vector<std::shared_ptr<ThreadCommunicator>> create(int size);
-
-  // The communicator of a process on its own.
-  static std::shared_ptr<ThreadCommunicator> single() { return create(1).front(); }
 
   ThreadCommunicator(std::shared_ptr<Group> group, int rank);
 

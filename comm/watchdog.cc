@@ -104,7 +104,8 @@ Watchdog::Watchdog(int rank, int size, WatchdogOptions options,
                    OnFailure on_failure)
     : rank_(rank),
       size_(size),
-      options_(std::move(options)),
+      record_directory_(std::move(options.record_directory)),
+      timeout_(options.timeout),
       record_(std::move(record)),
       board_(std::move(board)),
       on_failure_(std::move(on_failure)),
@@ -131,7 +132,7 @@ void Watchdog::remove_probe(int id) {
 }
 
 milliseconds Watchdog::pause() const {
-  return std::clamp(options_.timeout / 10, milliseconds(10), milliseconds(500));
+  return std::clamp(timeout_.load() / 10, milliseconds(10), milliseconds(500));
 }
 
 Teller Watchdog::announce(const std::string& cause, const std::string& alarm) {
@@ -195,7 +196,7 @@ std::optional<std::string> Watchdog::look() {
   if (auto complaint = probes_complaint()) {
     return complaint;
   }
-  if (pending && Clock::now() - pending->started > options_.timeout) {
+  if (pending && Clock::now() - pending->started > timeout_.load()) {
     return blame(*pending);
   }
   return std::nullopt;
@@ -215,7 +216,7 @@ std::string Watchdog::blame(const Collective& late) {
   std::string text =
       "collective timed out after " +
       in_seconds(std::chrono::duration<double>(Clock::now() - late.started).count()) + " (limit " +
-      in_seconds(std::chrono::duration<double>(options_.timeout).count()) +
+      in_seconds(std::chrono::duration<double>(timeout_.load()).count()) +
       "): " + record_->describe(late);
   for (GroupProgress group : record_->progress()) {
     if (group.id == late.group_id) {
@@ -229,11 +230,11 @@ std::string Watchdog::blame(const Collective& late) {
 }
 
 void Watchdog::write_record(const std::string& reason) {
-  if (options_.record_directory.empty()) {
+  if (record_directory_.empty()) {
     return;
   }
   try {
-    record_->write(options_.record_directory, rank_, size_, reason);
+    record_->write(record_directory_, rank_, size_, reason);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());  // the failure itself is what counts
   }

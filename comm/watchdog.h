@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <filesystem>
@@ -22,6 +23,8 @@ struct WatchdogOptions {
   std::chrono::milliseconds timeout = std::chrono::minutes(10);
   // Where rank-N.json is written on failure; empty: nowhere.
   std::filesystem::path record_directory;
+  // How many collectives the flight record keeps.
+  size_t record_capacity = FlightRecord::kDefaultCapacity;
 };
 
 // Watches one rank's collectives from a thread of its own, and with the help of the board also the
@@ -42,6 +45,9 @@ class Watchdog {
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
+
+  // The timeout from now on, for collectives under way, too. Safe from any thread.
+  void set_timeout(std::chrono::milliseconds timeout) { timeout_ = timeout; }
 
   // Asked at every look; a text is a failure. What it uses lives until remove_probe has returned.
   int add_probe(std::function<std::optional<std::string>()> probe);
@@ -64,7 +70,8 @@ class Watchdog {
 
   const int rank_;
   const int size_;
-  const WatchdogOptions options_;
+  const std::filesystem::path record_directory_;
+  std::atomic<std::chrono::milliseconds> timeout_;
   const std::shared_ptr<FlightRecord> record_;
   const std::shared_ptr<RankBoard> board_;
   const OnFailure on_failure_;

@@ -48,6 +48,7 @@ LIMITED = [
     (r"torch/.*", None),
     (r"yaml-cpp/.*", r"trainer/[a-z_]*config[a-z_]*\.cc|tests/.*"),
     (r"mpi\.h", r"comm/mpi_[a-z_]+\.(h|cc)"),
+    (r"nccl\.h", r"comm/nccl_[a-z_]+\.(h|cc)"),
 ]
 # In cuda/, where what kernels share lies, these look at tensors.
 TENSOR_SIDE = ("cuda/launch_scope.h", "cuda/libtorch_cuda.h", "cuda/libtorch_cuda.cc")

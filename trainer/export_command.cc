@@ -5,7 +5,7 @@
 #include <memory>
 #include <stdexcept>
 
-#include "comm/thread_communicator.h"
+#include "comm/self_communicator.h"
 #include "trainer/config_reader.h"
 #include "trainer/dtype.h"
 #include "trainer/export_run.h"
@@ -26,7 +26,7 @@ int export_command(const ExportOptions& options) {
   const RunDirectory run = RunDirectory::attach(config);
   fill_model_shape(config.model, run);
   const auto tokenizer = load_run_tokenizer(config, run);
-  const auto world = comm::ThreadCommunicator::single();
+  const auto world = std::make_shared<comm::SelfCommunicator>();
   const auto folder = find_checkpoint(run.checkpoints(), options.step, *world);
   if (!folder) {
     throw std::runtime_error("no checkpoint in " + run.checkpoints().string() +

@@ -14,7 +14,7 @@
 #include <random>
 
 #include "checkpoint/durable_file.h"
-#include "comm/thread_communicator.h"
+#include "comm/self_communicator.h"
 #include "tests/support/run_ranks.h"
 
 namespace narrowgauge::checkpoint {
@@ -47,9 +47,7 @@ class CheckpointStore : public ::testing::Test {
   }
   void TearDown() override { fs::remove_all(root_); }
 
-  void save(int64_t step) {
-    save_checkpoint(store_, step, chunks_of(step), "{}", *comm::ThreadCommunicator::single());
-  }
+  void save(int64_t step) { save_checkpoint(store_, step, chunks_of(step), "{}", self_); }
 
   // The step of the checkpoint that resuming would take, after loading all of it; -1 where there is
   // none.
@@ -85,6 +83,7 @@ class CheckpointStore : public ::testing::Test {
   }
 
   fs::path root_;
+  comm::SelfCommunicator self_;
   fs::path store_;
 };
 

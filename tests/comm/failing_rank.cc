@@ -1,5 +1,6 @@
 // A program one or all of whose ranks fail; mpi_failure_test.sh watches how it ends.
-//   failing_rank RANK      rank RANK throws while the others wait in a collective; -1: all throw
+//   failing_rank RANK [watched]
+// Rank RANK throws while the others wait in a collective; -1: all throw.
 
 #include <cstdlib>
 #include <exception>
@@ -13,6 +14,9 @@ int main(int argc, char** argv) {
   const int failing = argc > 1 ? std::atoi(argv[1]) : 0;
   comm::MpiSession session;
   try {
+    if (argc > 2) {
+      session.watch({});
+    }
     const auto world = session.world();
     comm::barrier(*world);
     if (failing == -1 || failing == world->rank()) {

@@ -58,7 +58,7 @@ TEST(FlightRecord, KeepsTheLastThousandAndWhatIsPending) {
   }
   record.write(directory, 3, 4, "because");
   nlohmann::json json = read_json(directory / "rank-3.json");
-  ASSERT_EQ(json["collectives"].size(), FlightRecord::kCapacity);
+  ASSERT_EQ(json["collectives"].size(), FlightRecord::kDefaultCapacity);
   EXPECT_EQ(json["collectives"].front()["sequence"], 501);
   EXPECT_EQ(json["collectives"].back()["sequence"], 1500);
 
@@ -71,7 +71,8 @@ TEST(FlightRecord, KeepsTheLastThousandAndWhatIsPending) {
   record.finish(stuck);
   record.start("w", "all_gather", c10::kByte, 1);
   record.write(directory, 3, 4, "because");
-  EXPECT_EQ(read_json(directory / "rank-3.json")["collectives"].size(), FlightRecord::kCapacity);
+  EXPECT_EQ(read_json(directory / "rank-3.json")["collectives"].size(),
+            FlightRecord::kDefaultCapacity);
 }
 
 TEST(FlightRecord, WritesWhatADebuggerNeeds) {

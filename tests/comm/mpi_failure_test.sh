@@ -11,14 +11,15 @@ fail() {
   exit 1
 }
 
-for failing in 0 2 -1; do
+for arguments in 0 2 -1 "0 watched" "2 watched" "-1 watched"; do
   status=0
   began=$SECONDS
-  mpirun_ranks 3 timeout 60 "$program" "$failing" >"$TEST_TMPDIR/output" 2>&1 || status=$?
-  [ "$status" -eq 3 ] || fail "expected exit code 3 with failing rank $failing, got $status"
+  # shellcheck disable=SC2086  # the words are meant to split
+  mpirun_ranks 3 timeout 60 "$program" $arguments >"$TEST_TMPDIR/output" 2>&1 || status=$?
+  [ "$status" -eq 3 ] || fail "expected exit code 3 with arguments $arguments, got $status"
   [ $((SECONDS - began)) -lt 15 ] || fail "expected an end within 15 s, took $((SECONDS - began))"
   told=$(grep -c '^the first cause$' "$TEST_TMPDIR/output" || true)
-  [ "$told" -eq 1 ] || fail "expected the cause once with failing rank $failing, got $told times"
+  [ "$told" -eq 1 ] || fail "expected the cause once with arguments $arguments, got $told times"
 done
 
 # No launcher: one rank, no MPI.

@@ -17,6 +17,7 @@
 
 #include "comm/device_mesh.h"
 #include "comm/rank_table.h"
+#include "comm/self_communicator.h"
 #include "comm/thread_communicator.h"
 #include "comm/watched_communicator.h"
 #include "tests/comm/communicator_cases.h"
@@ -79,7 +80,7 @@ std::vector<std::string> run_watched(
 }
 
 TEST(Watchdog, ALateCollectiveNamesItselfAndWhoHasNotArrived) {
-  const WatchdogOptions options{milliseconds(400), fresh_directory("late")};
+  const WatchdogOptions options{milliseconds(400), fresh_directory("late"), 10};
   const Clock::time_point began = Clock::now();
   const auto thrown = run_watched(4, options, [](std::shared_ptr<Communicator> world) {
     barrier(*world);
@@ -147,6 +148,18 @@ TEST(Watchdog, CollectivesInTimeDisturbNobody) {
     EXPECT_EQ(each, "");
   }
   EXPECT_FALSE(fs::exists(options.record_directory));
+}
+
+TEST(Watchdog, TheTimeoutCanChange) {
+  const auto record = std::make_shared<FlightRecord>();
+  record->name_group("w", "world", 1);
+  std::promise<std::string> told;
+  Watchdog watchdog(0, 1, {std::chrono::hours(1), {}}, record,
+                    std::make_shared<ThreadRankBoard>(std::make_shared<RankTable>(1), 0),
+                    [&](const std::string& cause, Teller) { told.set_value(cause); });
+  record->start("w", "all_gather", at::kByte, 1);
+  watchdog.set_timeout(milliseconds(1));
+  EXPECT_NE(told.get_future().get().find("(limit 0.0 s): #1 all_gather"), std::string::npos);
 }
 
 TEST(Watchdog, AProbesComplaintIsAFailure) {
@@ -244,13 +257,13 @@ TEST(WatchedCommunicator, NamesTheAxesOfAMesh) {
   });
   EXPECT_EQ(thrown, std::vector<std::string>(4));
   const auto record = std::make_shared<FlightRecord>();
-  const auto world =
-      std::make_shared<WatchedCommunicator>(ThreadCommunicator::single(), record, "world", "world");
+  const auto world = std::make_shared<WatchedCommunicator>(std::make_shared<SelfCommunicator>(),
+                                                           record, "world", "world");
   set_group_name(*world->split(0, 0), "shard");
   EXPECT_EQ(record->progress()[0].name, "world");
   EXPECT_EQ(record->progress()[1].name, "shard");
   EXPECT_EQ(record->progress()[1].id, "world/0:0");
-  set_group_name(*ThreadCommunicator::single(), "no watch, no effect");
+  set_group_name(*std::make_shared<SelfCommunicator>(), "no watch, no effect");
 }
 
 class WatchedCases : public ::testing::TestWithParam<CommunicatorCase> {};
