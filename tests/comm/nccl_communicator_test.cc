@@ -37,7 +37,7 @@ TEST(NcclLibrary, IsFoundBesideLibtorch) {
   int version = 0;
   ASSERT_EQ(nccl->get_version(&version), ncclSuccess);
   EXPECT_GE(version, NCCL_VERSION(2, 28, 0)) << "the header's version or a later one";
-  EXPECT_STREQ(nccl->get_error_string(ncclInvalidArgument), "invalid argument");
+  expect_in("invalid argument", nccl->get_error_string(ncclInvalidArgument));
 }
 
 TEST(NcclLibrary, SaysWhatCannotBeLoaded) {
