@@ -88,6 +88,58 @@ TEST(FullyShardComm, OneCollectiveForEachGroup) {
   }
 }
 
+TEST(FullyShardComm, ReshardAfterForwardCanBeSetAtRunTime) {
+  for (const bool enabled : {true, false}) {
+    for (const bool recurse : {true, false}) {
+      with_sharded_toy(1, 2, {.reshard_after_forward = !enabled}, [&](Sharded& sharded) {
+        set_reshard_after_forward(*sharded.model, enabled, recurse);
+        const at::Tensor loss = loss_of(sharded);
+        EXPECT_EQ(sharded.log->count("all_gather"), kBlocks + 1);
+        sharded.log->clear();
+        loss.backward();
+        const int64_t of_blocks = (recurse ? enabled : !enabled) ? kBlocks : 0;
+        EXPECT_EQ(sharded.log->count("all_gather"), of_blocks + (enabled ? 1 : 0));
+        EXPECT_EQ(sharded.log->count("reduce_scatter"), kBlocks + 1);
+      });
+    }
+  }
+}
+
+TEST(FullyShardComm, WhatIsReshardedByHandIsGatheredAgain) {
+  with_sharded_toy(1, 2, {.reshard_after_forward = false}, [&](Sharded& sharded) {
+    const at::Tensor loss = loss_of(sharded);
+    sharded.log->clear();
+    reshard(*sharded.model);
+    for (const auto& block : sharded.model->blocks) {
+      reshard(*block);
+    }
+    EXPECT_EQ(gathered_bytes(*sharded.model), 0);
+    loss.backward();
+    EXPECT_EQ(sharded.log->count("all_gather"), kBlocks + 1);
+  });
+}
+
+TEST(FullyShardComm, ReshardToPairsGathersInPairsInBackward) {
+  with_sharded_toy(1, 4, {.mp_policy = {.param_dtype = at::kBFloat16}, .reshard_after_forward = 2},
+                   [&](Sharded& sharded) {
+                     const at::Tensor loss = loss_of(sharded);
+                     // Padded to 4 ranks, to 16 bytes a tensor: 2 * 5 -> 32, 2 -> 16, 2 * 7 -> 32,
+                     // 2 -> 16 for each rank.
+                     const auto block = [&] { return sharded.log->records().back().size_bytes; };
+                     EXPECT_EQ(block(), 4 * (32 + 16 + 32 + 16));
+                     // A quarter of each would be left of it; a half is.
+                     EXPECT_EQ(gathered_bytes(*sharded.model), 0);
+                     sharded.log->clear();
+                     loss.backward();
+                     EXPECT_EQ(sharded.log->count("all_gather"), kBlocks + 1);
+                     // Of the block whose forward ended last: 4 * 5 -> 48, 4 -> 16, 4 * 7 -> 64,
+                     // 4 -> 16 for each of two.
+                     EXPECT_EQ(sharded.log->records()[1].size_bytes, 2 * (48 + 16 + 64 + 16));
+                     // Gradients belong to all.
+                     EXPECT_EQ(sharded.log->count("reduce_scatter"), kBlocks + 1);
+                   });
+}
+
 TEST(FullyShardComm, ReplicateAxisAddsOneAllReduceForEachGroup) {
   with_sharded_toy(2, 2, {}, [&](Sharded& sharded) {
     loss_of(sharded).backward();

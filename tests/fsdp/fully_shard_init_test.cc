@@ -131,6 +131,18 @@ TEST(FullyShardInit, ErrorsNameTheParameter) {
     expect_error([&] { sharded_parameters(half); }, "got 'embed_tokens.weight', which is not");
     expect_error([&] { GatheredParameters gathered(half); }, "expected a sharded root");
 
+    nn::Linear pairs({2, 3, false}, at::TensorOptions());
+    expect_error([&] { fully_shard(pairs, mesh, {.reshard_after_forward = 2}); },
+                 "reshard_after_forward to divide the shard axis of 1 ranks, got 2");
+    expect_error([&] { fully_shard(std::vector<nn::Layer*>{}, mesh); }, "at least one layer");
+    nn::Linear plain({2, 3, false}, at::TensorOptions());
+    expect_error([&] { unshard(plain); }, "expected a sharded layer");
+    expect_error([&] { set_requires_all_reduce(plain, false); }, "sharded or has such below");
+
+    ToyModel pair({}, at::TensorOptions());
+    fully_shard({pair.blocks[0].get(), pair.blocks[1].get()}, mesh);
+    expect_error([&] { (*pair.blocks[0])(at::zeros({1, 5})); }, "expected one layer as root");
+
     nn::Linear factor({2, 3, false}, at::TensorOptions());
     expect_error([&] { fully_shard(factor, mesh, {.gradient_divide_factor = 0.0}); },
                  "gradient_divide_factor > 0, got 0");
@@ -180,6 +192,18 @@ class AnchoredLinear : public nn::Layer {
   at::Tensor received;
   std::vector<at::Tensor> anchors_seen;
 };
+
+TEST(ParamExtension, IsRefusedWithReshardToFewer) {
+  run_ranks_shared(4, [](auto world) {
+    const comm::DeviceMesh mesh(world, 1, 4);
+    AnchoredLinear layer;
+    FullyShardOptions options{.reshard_after_forward = 2};
+    options.make_extension = [&](nn::Layer&, const std::string&) {
+      return std::make_unique<ScaledExtension>(&layer.received);
+    };
+    expect_error([&] { fully_shard(layer, mesh, options); }, "with an extension, got 2");
+  });
+}
 
 TEST(ParamExtension, DecidesWhatTravelsAndTheAnchorHasNoStorage) {
   for (const int ranks : {1, 2, 4}) {

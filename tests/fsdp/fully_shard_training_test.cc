@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fsdp/fully_shard.h"
@@ -243,6 +245,79 @@ TEST(FullyShardTraining, AStepAfterAFailedOneIsUnaffected) {
       EXPECT_TRUE(actual[i].grad().equal(expected[i].grad())) << i;
     }
   });
+}
+
+TEST(FullyShardTraining, AStepAfterAFailedForwardIsUnaffected) {
+  run_ranks_shared(2, [&](auto world) {
+    const comm::DeviceMesh mesh(world, 1, 2);
+    const ToyBatch batch = slice_of_rank(toy_batch({}, 0, kParityBatch), world->rank(), 2);
+    const auto clean = make_sharded_toy({}, mesh, {});
+    clean->loss_sum(batch.tokens, batch.targets).backward();
+    const auto model = make_sharded_toy({}, mesh, {});
+    int fail_at = -1;
+    for (int i = 0; i < 3; ++i) {
+      model->blocks[i]->in->register_forward_hook([&fail_at, i](at::Tensor y) {
+        if (i == fail_at) {
+          throw std::runtime_error("no");  // while the next block is gathered
+        }
+        return y;
+      });
+    }
+    for (fail_at = 0; fail_at < 3; ++fail_at) {
+      EXPECT_THROW(model->loss_sum(batch.tokens, batch.targets), std::runtime_error);
+      const int failed_at = std::exchange(fail_at, -1);
+      for (at::Tensor& local : std::vector<at::Tensor>(locals_of(*model))) {
+        local.mutable_grad().reset();
+      }
+      model->loss_sum(batch.tokens, batch.targets).backward();
+      const auto expected = locals_of(*clean);
+      const auto actual = locals_of(*model);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_TRUE(actual[i].grad().equal(expected[i].grad())) << i;
+      }
+      fail_at = failed_at;
+    }
+  });
+}
+
+// A block that the loss does not see, on all ranks: nothing is reduced for it, and no rank waits.
+TEST(FullyShardTraining, UnusedOutputs) {
+  struct Unused : nn::Layer {
+    std::shared_ptr<ToyBlock> used;
+    std::shared_ptr<ToyBlock> unused;
+    at::Tensor unused_output;
+    explicit Unused(const at::TensorOptions& options) {
+      add_child("used", used, std::make_shared<ToyBlock>(5, 7, options));
+      add_child("unused", unused, std::make_shared<ToyBlock>(5, 7, options));
+    }
+    at::Tensor operator()(const at::Tensor& x) {
+      return hooked(x, [this](const at::Tensor& y) {
+        const at::Tensor z = (*used)(y);
+        unused_output = (*unused)(z);
+        return z;
+      });
+    }
+  };
+  for (const auto& reshard : {std::optional<ReshardAfterForward>(), {true}, {false}}) {
+    run_ranks_shared(2, [&](auto world) {
+      const comm::DeviceMesh mesh(world, 1, 2);
+      Unused model((at::TensorOptions(at::kMeta)));
+      fully_shard(*model.used, mesh, {.reshard_after_forward = reshard});
+      fully_shard(*model.unused, mesh, {.reshard_after_forward = reshard});
+      fully_shard(model, mesh);
+      materialize(model, at::kCPU, initialize_toy);
+      for (int step = 0; step < 2; ++step) {
+        model(at::zeros({3, 5}).add(0.3)).pow(2).sum().backward();
+        for (const ShardedParameter& parameter : sharded_parameters(model)) {
+          EXPECT_EQ(parameter.local.grad().defined(), parameter.fqn.rfind("used", 0) == 0)
+              << parameter.fqn;
+        }
+        for (const auto& parameter : model.named_parameters()) {
+          EXPECT_EQ(parameter.value().storage().nbytes(), 0U) << parameter.key();
+        }
+      }
+    });
+  }
 }
 
 TEST(FullyShardTraining, ARankThatThrowsInForwardReleasesTheOthers) {

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "comm/communicator.h"
+#include "fsdp/comm_streams.h"
+#include "fsdp/fully_shard.h"
+
+namespace narrowgauge::fsdp {
+
+// Rank 0 of a world whose other ranks hold and compute the same. Everything happens on the current
+// stream of the tensors' device and nothing blocks, so that one process on one device runs what
+// many would: for a parameter in k shards, each of which is S, the whole is S k times over, and its
+// reduced gradient is the number of ranks times the first shard's.
+class EchoCommunicator final : public comm::Communicator {
+ public:
+  // split_size: of every communicator split from this one. delay: called before each collective
+  // writes; may be null.
+  EchoCommunicator(int size, int split_size, std::function<void()> delay)
+      : size_(size), split_size_(split_size), delay_(std::move(delay)) {}
+
+  int rank() const override { return 0; }
+  int size() const override { return size_; }
+  void all_gather(const at::Tensor& output, const at::Tensor& input) override;
+  void reduce_scatter(const at::Tensor& output, const at::Tensor& input,
+                      comm::ReduceOp op) override;
+  void all_reduce(const at::Tensor& tensor, comm::ReduceOp op) override;
+  void broadcast(const at::Tensor&, int) override {}
+  std::shared_ptr<comm::Communicator> split(int, int) override {
+    return std::make_shared<EchoCommunicator>(split_size_, split_size_, delay_);
+  }
+
+ private:
+  void wait() const;
+
+  int size_;
+  int split_size_;
+  std::function<void()> delay_;
+};
+
+struct EchoCase {
+  const char* name = "";
+  int replicate = 1;
+  int shard = 2;
+  std::optional<ReshardAfterForward> reshard_after_forward = std::nullopt;
+  at::ScalarType param_dtype = at::kFloat;
+  bool offload = false;
+};
+
+// Trains a toy model on `device` in an echo world and without sharding, and fails the running test
+// where losses or parameters of 6 steps differ.
+void expect_echo_parity(const EchoCase& tested, at::Device device, const CommStreams& streams,
+                        const std::function<void()>& delay);
+
+}  // namespace narrowgauge::fsdp
