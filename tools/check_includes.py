@@ -22,6 +22,8 @@ ALLOWED = {
     "sparsity": {"sparsity", "nn", "vectorize", "cuda"},
     "optim": {"optim", "comm", "vectorize", "cuda"},
     "data": {"data"},
+    "plan": {"plan", "nn"},
+    "report": {"report"},
     "checkpoint": {"checkpoint", "nn", "comm"},
     "export": {"export", "nn", "qat", "quantization", "sparsity", "checkpoint", "data"},
 }

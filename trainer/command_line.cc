@@ -50,6 +50,18 @@ ValidateOptions parse_validate(std::span<const std::string> arguments) {
   return options;
 }
 
+PlanOptions parse_plan(std::span<const std::string> arguments) {
+  const CommandArguments parsed("plan", arguments);
+  return {.config_path = parsed.text("config"),
+          .overrides = parsed.list("overrides"),
+          .gpu = parsed.text("gpu"),
+          .gpus = parsed.integer("gpus", 1),
+          .nodes = parsed.integer("nodes", 1),
+          .peak_tflops = parsed.number("peak-tflops", CommandArguments::kUnbounded, true),
+          .memory_gib = parsed.number("memory-gib", CommandArguments::kUnbounded, true),
+          .json = parsed.flag("json")};
+}
+
 GenerateOptions parse_generate(std::span<const std::string> arguments) {
   const CommandArguments parsed("generate", arguments);
   return {.model = parsed.text("model"),

@@ -34,6 +34,17 @@ struct ValidateOptions {
   std::optional<int64_t> world_size;
 };
 
+struct PlanOptions {
+  std::string config_path;
+  std::vector<std::string> overrides;
+  std::string gpu;   // empty: what this machine would train on
+  int64_t gpus = 1;  // of a node, one rank each
+  int64_t nodes = 1;
+  double peak_tflops = 0;  // bf16; 0: that of the table
+  double memory_gib = 0;   // 0: that of the table
+  bool json = false;
+};
+
 struct GenerateOptions {
   std::string model;      // Hugging Face directory, or a run directory with hf/ in it
   std::string tokenizer;  // empty: the model's; else "bytes", a tokenizer file or its directory
@@ -116,6 +127,7 @@ struct DataInspectOptions {
 // Each takes the arguments after the subcommand's name and throws UsageError.
 TrainOptions parse_train(std::span<const std::string> arguments);
 ValidateOptions parse_validate(std::span<const std::string> arguments);
+PlanOptions parse_plan(std::span<const std::string> arguments);
 GenerateOptions parse_generate(std::span<const std::string> arguments);
 EvalOptions parse_eval(std::span<const std::string> arguments);
 ExportOptions parse_export(std::span<const std::string> arguments);

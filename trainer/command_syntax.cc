@@ -51,6 +51,22 @@ void add_training(Syntaxes& all) {
       "  narrowgauge validate configs/quickstart.yaml\n"
       "  narrowgauge validate configs/quickstart.yaml training.global_batch_size=64 "
       "--world-size 4\n"};
+  all["plan"] = {
+      "Tells what a run needs and how fast it would be, from its configuration alone.",
+      "CONFIG [section.key=value ...] [options]",
+      {kConfig,
+       kOverrides,
+       {"gpu", "NAME",
+        "H100, H200, B200, A100, 4090 or cpu; default: what this machine would train on"},
+       {"gpus", "N", "of a node, one rank each", "1"},
+       {"nodes", "M", "how many", "1"},
+       {"peak-tflops", "X", "bf16 peak of a GPU that is not listed; 0: the table's", "0"},
+       {"memory-gib", "X", "its memory; 0: the table's", "0"},
+       kJson},
+      "  narrowgauge plan configs/quickstart.yaml\n"
+      "  narrowgauge plan my.yaml training.local_batch_size=4 --gpu H200 --gpus 8 --nodes 4\n",
+      "Prints the parameters, one rank's memory by kind, whether it fits and what would, and the\n"
+      "time of a step by parts. Needs no GPU. Exit code 1 where the run does not fit.\n"};
   all["test"] = {"Builds and runs every test. The launcher of the repository does it, no other.",
                  "[--slow] [BAZEL ARGUMENT ...]",
                  {{"slow", "", "the long tests too"}},

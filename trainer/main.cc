@@ -1,7 +1,7 @@
-// The front binary, `narrowgauge`. It answers --help, validate, tokenizer and data by itself and
-// links no torch, whose loading alone takes half a second. For the other subcommands it checks the
-// arguments and the configuration and then becomes narrowgauge_torch, its sibling, with the same
-// arguments; so a typo costs milliseconds on any number of ranks.
+// The front binary, `narrowgauge`. It answers --help, validate, plan, tokenizer and data by itself
+// and links no torch, whose loading alone takes half a second. For the other subcommands it checks
+// the arguments and the configuration and then becomes narrowgauge_torch, its sibling, with the
+// same arguments; so a typo costs milliseconds on any number of ranks.
 
 #include <unistd.h>
 
@@ -28,6 +28,7 @@
 #include "trainer/config_writer.h"
 #include "trainer/data_command.h"
 #include "trainer/nearest_name.h"
+#include "trainer/plan_command.h"
 #include "trainer/tokenizer_command.h"
 
 namespace narrowgauge::trainer {
@@ -121,6 +122,7 @@ int eval(Arguments arguments) { return hand_over<parse_eval>("eval", arguments);
 int export_run(Arguments arguments) { return hand_over<parse_export>("export", arguments); }
 int import_model(Arguments arguments) { return hand_over<parse_import>("import", arguments); }
 
+int plan(Arguments a) { return plan_command(parse_plan(a)); }
 int tokenizer_train(Arguments a) { return train_tokenizer(parse_tokenizer_train(a)); }
 int tokenizer_encode(Arguments a) { return encode_lines(parse_tokenizer_encode(a)); }
 int tokenizer_decode(Arguments a) { return decode_lines(parse_tokenizer_decode(a)); }
@@ -142,6 +144,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"train", "train a model, or resume its run", train},
     {"validate", "check a configuration and print it with all defaults", validate},
+    {"plan", "tell what a run needs and how fast it would be", plan},
     {"generate", "continue a prompt", generate},
     {"eval", "measure a model: loss and perplexity", eval},
     {"export", "write a checkpoint as a Hugging Face directory", export_run},

@@ -2,16 +2,18 @@
 
     command_line_binary_test.py NARROWGAUGE
 """
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 BINARY = pathlib.Path(sys.argv.pop(1)).resolve()
-COMMANDS = ["train", "validate", "generate", "eval", "export", "import", "tokenizer train", "tokenizer encode",
+COMMANDS = ["train", "validate", "plan", "generate", "eval", "export", "import", "tokenizer train", "tokenizer encode",
             "tokenizer decode", "data prepare", "data inspect"]
 MINIMAL = """\
 job: {run_dir: x}
@@ -110,6 +112,31 @@ class FrontBinary(unittest.TestCase):
         resolved.write_text(result.stdout)
         body = result.stdout.split("\n", 2)[2]
         self.assertEqual(run("validate", resolved).stdout, f"# {resolved}: ok\n" + body)
+
+    def test_plan_needs_the_configuration_alone(self):
+        started = time.monotonic()
+        result = run("plan", self.config, "training.seq_len=64")
+        seconds = time.monotonic() - started
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for text in ("memory of a rank at its fullest", "  parameters ", "fits: yes", " tokens/s"):
+            self.assertIn(text, result.stdout)
+        self.assertLess(seconds, 1.0)  # 10 ms on an idle machine
+        planned = json.loads(run("plan", self.config, "--json", "--gpu", "H200", "--gpus", "4", "--nodes", "2").stdout)
+        self.assertEqual((planned["world_size"], planned["gpu"], planned["fits"]), (8, "H200", True))
+
+    def test_plan_tells_what_it_does_not_know(self):
+        result = run("plan", self.config, "--gpu", "X9000")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("time: peak unknown, pass --peak-tflops\n", result.stdout)
+        self.assertNotIn("tokens/s", result.stdout)
+        self.assertIn("of the bf16 peak", run("plan", self.config, "--gpu", "X9000", "--peak-tflops", "50").stdout)
+        large = ["model.dim=8192", "model.num_layers=80", "model.ffn_dim=28672", "model.num_heads=64"]
+        result = run("plan", self.config, *large, "--gpu", "H100")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn("fits: no", result.stdout)
+        self.assertIn("the fastest that fits: ", result.stdout)
+        self.fails(run("plan", self.config, "model.dimm=3"), 2, "did you mean model.dim?")
+        self.fails(run("plan", self.config, "--gpus", "0"), 2, "--gpus")
 
     def test_other_readers_understand_the_resolved_configuration(self):
         import yaml

@@ -25,6 +25,27 @@ TEST(ParseValidate, TakesAWorldSizeAnywhere) {
   EXPECT_EQ(parse_validate(Arguments{"c.yaml"}).world_size, std::nullopt);
 }
 
+TEST(ParsePlan, TakesEveryOption) {
+  const PlanOptions options =
+      parse_plan(Arguments{"c.yaml", "a.b=1", "--gpu", "H200", "--gpus", "8", "--nodes=4",
+                           "--peak-tflops", "100", "--memory-gib=24", "--json"});
+  EXPECT_EQ(options.config_path, "c.yaml");
+  EXPECT_EQ(options.overrides, Arguments{"a.b=1"});
+  EXPECT_EQ(options.gpu, "H200");
+  EXPECT_EQ(options.gpus, 8);
+  EXPECT_EQ(options.nodes, 4);
+  EXPECT_EQ(options.peak_tflops, 100);
+  EXPECT_EQ(options.memory_gib, 24);
+  EXPECT_TRUE(options.json);
+  const PlanOptions plain = parse_plan(Arguments{"c.yaml"});
+  EXPECT_EQ(plain.gpu, PlanOptions{}.gpu);
+  EXPECT_EQ(plain.gpus, PlanOptions{}.gpus);
+  EXPECT_EQ(plain.nodes, PlanOptions{}.nodes);
+  EXPECT_EQ(plain.peak_tflops, PlanOptions{}.peak_tflops);
+  EXPECT_EQ(plain.memory_gib, PlanOptions{}.memory_gib);
+  EXPECT_FALSE(plain.json);
+}
+
 TEST(ParseGenerate, TakesEveryOption) {
   const GenerateOptions options = parse_generate(Arguments{
       "--model", "m", "--tokenizer=t.json", "--prompt", "a, b = -1", "--max-new-tokens", "7",

@@ -1,0 +1,123 @@
+// The memory model against the bytes that real steps allocate, counted tensor by tensor.
+
+#include <ATen/ops/randint.h>
+#include <gtest/gtest.h>
+
+#include <cstdio>
+
+#include "comm/device_mesh.h"
+#include "fsdp/clip_grad_norm.h"
+#include "fsdp/fully_shard.h"
+#include "plan/memory_model.h"
+#include "tests/plan/counting_allocator.h"
+#include "tests/support/run_ranks.h"
+#include "trainer/build_model.h"
+#include "trainer/build_optimizer.h"
+#include "trainer/config_reader.h"
+#include "trainer/planned_run.h"
+
+namespace narrowgauge::trainer {
+namespace {
+
+constexpr double kWithin = 0.10;
+
+TrainConfig read(const std::string& model, const std::vector<std::string>& overrides) {
+  return read_config_text(
+      "job: {run_dir: x}\ntokenizer: {kind: none}\ndata: {train: [random_tokens]}\nmodel: {" +
+          model + "}\n",
+      "test", overrides);
+}
+
+void run_step(const TrainConfig& config, const RankPlan& ranks, nn::Transformer& model,
+              const std::vector<fsdp::ShardedParameter>& parameters, const comm::DeviceMesh& mesh,
+              optim::Optimizer& optimizer) {
+  for (int64_t i = 0; i < ranks.accumulation_steps; ++i) {
+    fsdp::set_requires_gradient_sync(model, i + 1 == ranks.accumulation_steps);
+    const at::Tensor tokens =
+        at::randint(config.model.vocab_size,
+                    {config.training.local_batch_size, config.training.seq_len}, at::kLong);
+    model.loss_sum(tokens, tokens).div(100.0).backward();
+  }
+  fsdp::total_grad_norm(parameters, mesh);
+  optimizer.step(1e-4, 1.0);
+  optimizer.zero_grad();
+}
+
+// Peak bytes of all ranks together in the second step.
+double measured_peak(const TrainConfig& config, const RankPlan& ranks) {
+  testing::CountingAllocator counter;
+  testing::run_ranks_shared(
+      static_cast<int>(ranks.world_size()), [&](std::shared_ptr<comm::Communicator> world) {
+        const comm::DeviceMesh mesh(world, static_cast<int>(ranks.replicate_degree),
+                                    static_cast<int>(ranks.shard_degree));
+        const auto model = build_model(config, mesh, at::kCPU, InitialValues::kFresh);
+        const auto parameters = fsdp::sharded_parameters(*model);
+        const auto optimizer = build_optimizer(config, parameters);
+        run_step(config, ranks, *model, parameters, mesh, *optimizer);
+        comm::barrier(*world);
+        if (world->rank() == 0) {
+          counter.reset_peak();
+        }
+        comm::barrier(*world);
+        run_step(config, ranks, *model, parameters, mesh, *optimizer);
+      });
+  return static_cast<double>(counter.peak_bytes());
+}
+
+void expect_planned(const char* name, const TrainConfig& config, int64_t world_size = 1) {
+  const RankPlan ranks = plan_ranks(config, world_size);
+  plan::Hardware gpu;
+  gpu.name = "counted";
+  const plan::MemoryPlan plan = plan::plan_memory(training_spec(config, ranks), gpu);
+  const double planned = plan.peak.total() * static_cast<double>(world_size);
+  const double measured = measured_peak(config, ranks);
+  std::printf("%-22s planned %8.2f MB, measured %8.2f MB, %+5.1f %% (%s)\n", name, planned / 1e6,
+              measured / 1e6, 100 * (planned / measured - 1), plan.moment.c_str());
+  EXPECT_NEAR(planned / measured, 1.0, kWithin) << name;
+}
+
+constexpr const char* kSmall =
+    "dim: 192, num_layers: 4, num_heads: 6, num_kv_heads: 2, ffn_dim: 512, vocab_size: 1000";
+
+TEST(LiveMemory, Bfloat16) {
+  expect_planned("bf16", read(kSmall, {"training.seq_len=256", "training.local_batch_size=4"}));
+}
+
+TEST(LiveMemory, Float32) {
+  expect_planned("fp32", read(kSmall, {"training.seq_len=256", "training.local_batch_size=4",
+                                       "training.mixed_precision_param=float32"}));
+}
+
+TEST(LiveMemory, ParametersOutweighActivations) {
+  expect_planned("few tokens",
+                 read(kSmall, {"training.seq_len=32", "training.local_batch_size=1"}));
+  expect_planned("few tokens, fp32",
+                 read(kSmall, {"training.seq_len=32", "training.local_batch_size=1",
+                               "training.mixed_precision_param=float32"}));
+}
+
+TEST(LiveMemory, WideVocabulary) {
+  const std::string wide =
+      "dim: 64, num_layers: 2, num_heads: 2, num_kv_heads: 2, ffn_dim: 128, vocab_size: 16000";
+  expect_planned("wide", read(wide, {"training.seq_len=128", "training.local_batch_size=4"}));
+  expect_planned("wide, tied", read(wide + ", tie_word_embeddings: true",
+                                    {"training.seq_len=128", "training.local_batch_size=4"}));
+}
+
+TEST(LiveMemory, NormedHeads) {
+  expect_planned("qwen3", read(std::string(kSmall) + ", architecture: qwen3",
+                               {"training.seq_len=256", "training.local_batch_size=4"}));
+}
+
+TEST(LiveMemory, AccumulatedPasses) {
+  expect_planned("4 passes", read(kSmall, {"training.seq_len=128", "training.local_batch_size=2",
+                                           "training.global_batch_size=8"}));
+}
+
+TEST(LiveMemory, TwoRanks) {
+  const std::vector<std::string> size = {"training.seq_len=128", "training.local_batch_size=2"};
+  expect_planned("2 shards", read(kSmall, size), 2);
+}
+
+}  // namespace
+}  // namespace narrowgauge::trainer

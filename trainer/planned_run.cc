@@ -1,0 +1,68 @@
+#include "trainer/planned_run.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "data/tokenizer.h"
+#include "trainer/config_schema.h"
+#include "trainer/model_shape.h"
+#include "trainer/run_directory.h"
+
+namespace narrowgauge::trainer {
+namespace {
+
+int64_t element_bytes(const std::string& dtype) { return dtype == "float32" ? 4 : 2; }
+
+int64_t vocabulary_size(const TrainConfig& config) {
+  const TokenizerConfig& tokenizer = config.tokenizer;
+  if (tokenizer.path.empty() && tokenizer.train_vocab_size > 0) {
+    return tokenizer.train_vocab_size;
+  }
+  const auto loaded = data::load_tokenizer({tokenizer.kind, tokenizer.path});
+  return loaded ? loaded->vocab_size() : 0;
+}
+
+}  // namespace
+
+plan::TrainingSpec training_spec(const TrainConfig& config, const RankPlan& ranks) {
+  plan::TrainingSpec spec;
+  spec.model = config.model;
+  spec.seq_len = config.training.seq_len;
+  spec.local_batch_size = config.training.local_batch_size;
+  spec.accumulation_steps = ranks.accumulation_steps;
+  spec.replicate_degree = ranks.replicate_degree;
+  spec.shard_degree = ranks.shard_degree;
+  spec.param_bytes = element_bytes(config.training.mixed_precision_param);
+  spec.reduce_bytes = element_bytes(config.training.mixed_precision_reduce);
+  spec.reshard_after_forward = config.parallelism.fsdp_reshard_after_forward != "never";
+  spec.optimizer = config.optimizer.name;
+  return spec;
+}
+
+void complete_model(TrainConfig& config) {
+  fill_model_shape(config.model, RunDirectory::attach(config));
+  if (config.model.vocab_size == 0) {
+    config.model.vocab_size = vocabulary_size(config);
+  }
+  complete(config);
+  check(config);
+}
+
+plan::Hardware run_hardware(const TrainConfig& config, int64_t num_ranks) {
+  const std::string gpu = config.training.device == "cpu" ? "" : plan::installed_gpu();
+  if (!gpu.empty()) {
+    const auto known = plan::find_hardware(gpu);
+    plan::Hardware unknown;
+    unknown.name = gpu;
+    return known.value_or(unknown);
+  }
+  const auto cores = static_cast<int64_t>(std::thread::hardware_concurrency());
+  const int64_t share = std::max<int64_t>(1, cores / num_ranks);
+  return plan::cpu_hardware(config.training.num_threads > 0 ? config.training.num_threads : share);
+}
+
+plan::Freedom config_freedom() {
+  return {.recompute = find_key("activation_checkpoint", "mode") != nullptr};
+}
+
+}  // namespace narrowgauge::trainer
