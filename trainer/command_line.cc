@@ -38,7 +38,7 @@ std::string tokenizer_kind(const CommandArguments& parsed) {
 
 TrainOptions parse_train(std::span<const std::string> arguments) {
   const CommandArguments parsed("train", arguments);
-  return {parsed.text("config"), parsed.list("overrides")};
+  return {parsed.text("config"), parsed.list("overrides"), parsed.flag("dry-run")};
 }
 
 ValidateOptions parse_validate(std::span<const std::string> arguments) {
@@ -60,6 +60,16 @@ PlanOptions parse_plan(std::span<const std::string> arguments) {
           .peak_tflops = parsed.number("peak-tflops", CommandArguments::kUnbounded, true),
           .memory_gib = parsed.number("memory-gib", CommandArguments::kUnbounded, true),
           .json = parsed.flag("json")};
+}
+
+ReportOptions parse_report(std::span<const std::string> arguments) {
+  const CommandArguments parsed("report", arguments);
+  const ReportOptions options = {parsed.list("runs"), parsed.text("output"), parsed.flag("csv")};
+  if (options.csv && !options.output.empty()) {
+    throw parsed.mismatch("output", "nothing beside --csv",
+                          "; it writes metrics.csv into each run");
+  }
+  return options;
 }
 
 GenerateOptions parse_generate(std::span<const std::string> arguments) {

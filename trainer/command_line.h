@@ -26,6 +26,7 @@ enum ExitCode : int {
 struct TrainOptions {
   std::string config_path;
   std::vector<std::string> overrides;
+  bool dry_run = false;  // look at what the run needs, and end
 };
 
 struct ValidateOptions {
@@ -43,6 +44,12 @@ struct PlanOptions {
   double peak_tflops = 0;  // bf16; 0: that of the table
   double memory_gib = 0;   // 0: that of the table
   bool json = false;
+};
+
+struct ReportOptions {
+  std::vector<std::string> runs;
+  std::string output;  // empty: report.html in the first run
+  bool csv = false;    // metrics.csv of each run instead of the page
 };
 
 struct GenerateOptions {
@@ -128,6 +135,7 @@ struct DataInspectOptions {
 TrainOptions parse_train(std::span<const std::string> arguments);
 ValidateOptions parse_validate(std::span<const std::string> arguments);
 PlanOptions parse_plan(std::span<const std::string> arguments);
+ReportOptions parse_report(std::span<const std::string> arguments);
 GenerateOptions parse_generate(std::span<const std::string> arguments);
 EvalOptions parse_eval(std::span<const std::string> arguments);
 ExportOptions parse_export(std::span<const std::string> arguments);

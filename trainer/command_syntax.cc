@@ -35,8 +35,8 @@ constexpr Argument kSources = {"sources",
 void add_training(Syntaxes& all) {
   all["train"] = {
       "Trains the model of a configuration, or resumes the run its job.run_dir holds.",
-      "CONFIG [section.key=value ...]",
-      {kConfig, kOverrides},
+      "CONFIG [section.key=value ...] [--dry-run]",
+      {kConfig, kOverrides, {"dry-run", "", "check data, model, ranks, memory and disk, and end"}},
       "  narrowgauge train configs/quickstart.yaml\n"
       "  narrowgauge train configs/shakespeare_char.yaml training.steps=200 optimizer.lr=3.0e-4\n"
       "  mpirun -np 4 narrowgauge train configs/bench/llama_12m.yaml training.local_batch_size=2\n",
@@ -67,6 +67,15 @@ void add_training(Syntaxes& all) {
       "  narrowgauge plan my.yaml training.local_batch_size=4 --gpu H200 --gpus 8 --nodes 4\n",
       "Prints the parameters, one rank's memory by kind, whether it fits and what would, and the\n"
       "time of a step by parts. Needs no GPU. Exit code 1 where the run does not fit.\n"};
+  all["report"] = {
+      "Writes a page about a run, or one that compares several: self-contained HTML.",
+      "RUN [RUN ...] [--output FILE] [--csv]",
+      {{"output", "FILE", "page to write; default: report.html in the first run"},
+       {"csv", "", "write metrics.csv into each run instead"},
+       {"runs", "RUN", "run directory", "", Argument::kPositionalList, true}},
+      "  narrowgauge report runs/quickstart\n"
+      "  narrowgauge report runs/bf16 runs/fp8 --output compare.html\n",
+      "train writes the page of its own run when it ends, and <run>/tensorboard as it goes.\n"};
   all["test"] = {"Builds and runs every test. The launcher of the repository does it, no other.",
                  "[--slow] [BAZEL ARGUMENT ...]",
                  {{"slow", "", "the long tests too"}},

@@ -1,7 +1,7 @@
-// The front binary, `narrowgauge`. It answers --help, validate, plan, tokenizer and data by itself
-// and links no torch, whose loading alone takes half a second. For the other subcommands it checks
-// the arguments and the configuration and then becomes narrowgauge_torch, its sibling, with the
-// same arguments; so a typo costs milliseconds on any number of ranks.
+// The front binary, `narrowgauge`. It answers --help, validate, plan, report, tokenizer and data
+// by itself and links no torch, whose loading alone takes half a second. For the other subcommands
+// it checks the arguments and the configuration and then becomes narrowgauge_torch, its sibling,
+// with the same arguments; so a typo costs milliseconds on any number of ranks.
 
 #include <unistd.h>
 
@@ -29,6 +29,8 @@
 #include "trainer/data_command.h"
 #include "trainer/nearest_name.h"
 #include "trainer/plan_command.h"
+#include "trainer/preflight.h"
+#include "trainer/report_command.h"
 #include "trainer/tokenizer_command.h"
 
 namespace narrowgauge::trainer {
@@ -79,10 +81,24 @@ int64_t announced_rank() {
   return 0;
 }
 
+int dry_run(const TrainConfig& config, int64_t num_ranks) {
+  bool all_met = true;
+  for (const PreflightCheck& check : preflight(config, num_ranks)) {
+    all_met = all_met && check.is_met;
+    std::cout << (check.is_met ? "ok      " : "problem ") << check.name << ": " << check.text
+              << "\n";
+  }
+  return all_met ? kExitDone : kExitFailure;
+}
+
 int train(Arguments arguments) {
   const TrainOptions options = parse_train(arguments);
   const TrainConfig config = read_config(options.config_path, options.overrides);
-  if (const auto world_size = announced_world_size()) {
+  const auto world_size = announced_world_size();
+  if (options.dry_run) {
+    return announced_rank() == 0 ? dry_run(config, world_size.value_or(1)) : kExitDone;
+  }
+  if (world_size) {
     plan_ranks(config, *world_size);
   }
   become_torch_binary("train", arguments);
@@ -123,6 +139,7 @@ int export_run(Arguments arguments) { return hand_over<parse_export>("export", a
 int import_model(Arguments arguments) { return hand_over<parse_import>("import", arguments); }
 
 int plan(Arguments a) { return plan_command(parse_plan(a)); }
+int report(Arguments a) { return report_command(parse_report(a)); }
 int tokenizer_train(Arguments a) { return train_tokenizer(parse_tokenizer_train(a)); }
 int tokenizer_encode(Arguments a) { return encode_lines(parse_tokenizer_encode(a)); }
 int tokenizer_decode(Arguments a) { return decode_lines(parse_tokenizer_decode(a)); }
@@ -145,6 +162,7 @@ constexpr Command kCommands[] = {
     {"train", "train a model, or resume its run", train},
     {"validate", "check a configuration and print it with all defaults", validate},
     {"plan", "tell what a run needs and how fast it would be", plan},
+    {"report", "write a page about runs, or their metrics as CSV", report},
     {"generate", "continue a prompt", generate},
     {"eval", "measure a model: loss and perplexity", eval},
     {"export", "write a checkpoint as a Hugging Face directory", export_run},

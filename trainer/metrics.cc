@@ -26,6 +26,17 @@ std::string validation_line(int64_t step, double loss, int64_t tokens, double se
       .dump();
 }
 
+std::vector<std::pair<std::string, double>> step_scalars(const StepMetrics& metrics) {
+  constexpr double kGiB = 1 << 30;
+  return {{"loss_metrics/global_avg_loss", metrics.loss},
+          {"grad_norm", metrics.grad_norm},
+          {"lr", metrics.lr},
+          {"throughput(tps)", metrics.tokens_per_second},
+          {"time_metrics/end_to_end(s)", metrics.step_seconds},
+          {"memory/max_active(GiB)", static_cast<double>(metrics.peak_memory_bytes) / kGiB},
+          {"n_tokens_seen", static_cast<double>(metrics.tokens_seen)}};
+}
+
 int64_t peak_resident_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);

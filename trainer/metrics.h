@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace narrowgauge::trainer {
 
@@ -21,6 +23,9 @@ struct StepMetrics {
 // Lines of <run>/metrics.jsonl.
 std::string step_line(const StepMetrics& metrics);
 std::string validation_line(int64_t step, double loss, int64_t tokens, double seconds);
+
+// The same for TensorBoard: tags as torchtitan has them, memory in GiB.
+std::vector<std::pair<std::string, double>> step_scalars(const StepMetrics& metrics);
 
 // Largest resident set of this process so far, in bytes.
 int64_t peak_resident_bytes();

@@ -34,6 +34,7 @@ class RunDirectory {
   std::filesystem::path base_config_file() const { return path_ / "base_config.json"; }
   std::filesystem::path metrics_file() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path samples_file() const { return path_ / "samples.jsonl"; }
+  std::filesystem::path tensorboard() const { return path_ / "tensorboard"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   std::filesystem::path tokenizer() const { return path_ / "tokenizer"; }
   std::filesystem::path huggingface() const { return path_ / "hf"; }

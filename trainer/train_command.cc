@@ -21,6 +21,7 @@
 #include "trainer/export_run.h"
 #include "trainer/model_shape.h"
 #include "trainer/run_directory.h"
+#include "trainer/run_end.h"
 #include "trainer/stop_signal.h"
 #include "trainer/trainer.h"
 #include "trainer/training_data.h"
@@ -96,6 +97,43 @@ void describe_start(const TrainConfig& config, const RunDirectory& run, const st
   }
 }
 
+// The run itself, once its data and device are known. Returns the exit code.
+int train_and_export(const TrainConfig& config, const RunDirectory& run, TrainingData data,
+                     const std::shared_ptr<comm::Communicator>& world, at::Device device,
+                     const StopSignal& stop_signal) {
+  const bool is_first_rank = world->rank() == 0;
+  Trainer trainer(config, run, std::move(data), world, device);
+  if (is_first_rank) {
+    run.write_config(config);
+  }
+  trainer.train(stop_signal);
+  const auto end = [&] {
+    if (is_first_rank) {
+      end_run(config, plan_ranks(config, world->size()), run,
+              {trainer.mean_step_seconds(), peak_memory_bytes(device)});
+    }
+  };
+  if (const auto signal = trainer.stopped_by()) {
+    if (!trainer.is_saved()) {
+      throw std::runtime_error("stopped by " + *signal + "; the last steps are in no checkpoint");
+    }
+    end();
+    if (is_first_rank) {
+      std::fprintf(stderr, "stopped by %s after a checkpoint; start again to resume\n",
+                   signal->c_str());
+    }
+    return kExitStopped;
+  }
+  if (config.export_.enable) {
+    trainer.export_huggingface();
+  }
+  end();
+  if (config.checkpoint.enable && !trainer.is_saved()) {
+    throw std::runtime_error("the last step is in no checkpoint; make room and start again");
+  }
+  return kExitDone;
+}
+
 }  // namespace
 
 int train_command(const TrainOptions& options, comm::MpiSession& session) {
@@ -122,28 +160,16 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
     }
   }
 
-  Trainer trainer(config, run, std::move(data), world, device);
-  if (world->rank() == 0) {
-    run.write_config(config);
-  }
-  trainer.train(stop_signal);
-  if (const auto signal = trainer.stopped_by()) {
-    if (!trainer.is_saved()) {
-      throw std::runtime_error("stopped by " + *signal + "; the last steps are in no checkpoint");
+  try {
+    return train_and_export(config, run, std::move(data), world, device, stop_signal);
+  } catch (const std::exception& error) {
+    const std::string shortage =
+        explain_memory_shortage(error, config, plan_ranks(config, world->size()));
+    if (shortage.empty()) {
+      throw;
     }
-    if (world->rank() == 0) {
-      std::fprintf(stderr, "stopped by %s after a checkpoint; start again to resume\n",
-                   signal->c_str());
-    }
-    return kExitStopped;
+    throw std::runtime_error(shortage);
   }
-  if (config.export_.enable) {
-    trainer.export_huggingface();
-  }
-  if (config.checkpoint.enable && !trainer.is_saved()) {
-    throw std::runtime_error("the last step is in no checkpoint; make room and start again");
-  }
-  return kExitDone;
 }
 
 }  // namespace narrowgauge::trainer

@@ -37,6 +37,17 @@ at::Tensor to_tensor(std::vector<int64_t>& tokens, const data::Batch& batch, at:
   return device.is_cpu() ? view.clone() : view.pin_memory().to(device, /*non_blocking=*/true);
 }
 
+constexpr int64_t kWarmUpSteps = 2;  // the first steps fill caches and make optimizer states
+
+// A log must not end a run: what cannot be made costs a line.
+void open_events(std::optional<report::EventFile>& events, const RunDirectory& run, int64_t step) {
+  try {
+    events.emplace(run.tensorboard(), step);
+  } catch (const std::runtime_error& error) {
+    std::fprintf(stderr, "no events for TensorBoard: %s\n", error.what());
+  }
+}
+
 bool is_due(int64_t step, int64_t interval, int64_t last_step) {
   return interval > 0 && (step % interval == 0 || step == last_step);
 }
@@ -112,6 +123,7 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
   if (is_first_rank()) {
     metrics_log_.emplace(run.metrics_file(), state_.step);
     samples_log_.emplace(run.samples_file(), state_.step);
+    open_events(events_, run, state_.step);
   }
 }
 
@@ -124,8 +136,12 @@ void Trainer::train(const StopSignal& stop_signal) {
     const StepMetrics metrics = train_step(state_.step + 1);
     state_.step = metrics.step;
     state_.tokens_seen = metrics.tokens_seen;
+    timed_seconds_ += num_steps_trained_++ < kWarmUpSteps ? 0 : metrics.step_seconds;
     if (is_first_rank()) {
       metrics_log_->append(step_line(metrics));
+      if (events_) {
+        events_->add_scalars(metrics.step, step_scalars(metrics));
+      }
       progress_->update(metrics);
     }
     stopped_by_ = signal_of_any_rank(stop_signal);
@@ -140,6 +156,11 @@ void Trainer::train(const StopSignal& stop_signal) {
     }
   }
   progress_.reset();
+}
+
+double Trainer::mean_step_seconds() const {
+  const int64_t count = num_steps_trained_ - kWarmUpSteps;
+  return count > 0 ? timed_seconds_ / static_cast<double>(count) : 0;
 }
 
 StepMetrics Trainer::train_step(int64_t step) {
@@ -257,6 +278,9 @@ void Trainer::validate() {
   if (is_first_rank()) {
     const double seconds = now_seconds() - started;
     metrics_log_->append(validation_line(state_.step, loss, static_cast<int64_t>(tokens), seconds));
+    if (events_) {
+      events_->add_scalars(state_.step, {{"validation_metrics/loss", loss}});
+    }
     char text[96];
     std::snprintf(text, sizeof text, "step %ld  validation_loss %.4f  (%.0f tokens, %.1f s)",
                   state_.step, loss, tokens, seconds);
@@ -280,6 +304,9 @@ void Trainer::write_sample() {
         {"step", state_.step},
         {"prompt", config_.generation.prompt},
         {"text", text}}.dump());
+    if (events_) {
+      events_->add_text(state_.step, "sample", config_.generation.prompt + text);
+    }
     progress_->message("step " + std::to_string(state_.step) +
                        "  sample: " + config_.generation.prompt + text);
   }

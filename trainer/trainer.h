@@ -14,6 +14,7 @@
 #include "nn/transformer.h"
 #include "optim/lr_scheduler.h"
 #include "optim/optimizer.h"
+#include "report/event_file.h"
 #include "trainer/build_model.h"
 #include "trainer/config.h"
 #include "trainer/config_check.h"
@@ -45,6 +46,10 @@ class Trainer {
 
   // Whether a checkpoint holds the step the run stands at.
   bool is_saved() const { return saved_step_ == state_.step; }
+
+  // Seconds of a step, on average over those this process trained; the first two, which warm up, do
+  // not count. 0 where there were no others.
+  double mean_step_seconds() const;
 
   // The trained model as <run>/hf, a Hugging Face directory.
   void export_huggingface();
@@ -85,10 +90,13 @@ class Trainer {
   std::vector<int64_t> prompt_;                              // of samples; empty if they are off
   RunState state_;
   int64_t saved_step_ = -1;
+  int64_t num_steps_trained_ = 0;  // by this process
+  double timed_seconds_ = 0;       // of all of them but the first kWarmUpSteps
   // The first rank's alone:
   std::optional<JsonLines> metrics_log_;
   std::optional<JsonLines> samples_log_;
-  std::optional<ProgressLine> progress_;  // while training
+  std::optional<report::EventFile> events_;  // absent where it could not be made
+  std::optional<ProgressLine> progress_;     // while training
   std::optional<std::string> stopped_by_;
 };
 

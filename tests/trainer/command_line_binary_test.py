@@ -13,7 +13,7 @@ import time
 import unittest
 
 BINARY = pathlib.Path(sys.argv.pop(1)).resolve()
-COMMANDS = ["train", "validate", "plan", "generate", "eval", "export", "import", "tokenizer train", "tokenizer encode",
+COMMANDS = ["train", "validate", "plan", "report", "generate", "eval", "export", "import", "tokenizer train", "tokenizer encode",
             "tokenizer decode", "data prepare", "data inspect"]
 MINIMAL = """\
 job: {run_dir: x}
@@ -137,6 +137,40 @@ class FrontBinary(unittest.TestCase):
         self.assertIn("the fastest that fits: ", result.stdout)
         self.fails(run("plan", self.config, "model.dimm=3"), 2, "did you mean model.dim?")
         self.fails(run("plan", self.config, "--gpus", "0"), 2, "--gpus")
+
+    def test_dry_run_looks_at_what_a_run_needs(self):
+        text = self.folder / "a.txt"
+        text.write_text("some text")
+        good = [self.config, "--dry-run", f"data.train=[{text}]", f"job.run_dir={self.folder}/run"]
+        result = run("train", *good)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        for line in ("ok      data: 1 files, 9 bytes\n", "ok      model: ", "ok      memory: ", "ok      disk: ", "ok      ranks: "):
+            self.assertIn(line, result.stdout)
+        self.assertFalse((self.folder / "run").exists())
+        result = run("train", self.config, "--dry-run", "data.train=[missing/*.txt]", "model.dim=16384", "model.num_layers=200",
+                     "model.ffn_dim=65536", "training.device=cpu")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn("problem data: ", result.stdout)
+        self.assertIn("problem memory: ", result.stdout)
+        self.assertIn("problem disk: ", result.stdout)
+        result = run("train", *good, "training.global_batch_size=8", OMPI_COMM_WORLD_SIZE="3")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn("problem memory: training.global_batch_size: expected a multiple", result.stdout)
+        self.assertEqual(run("train", *good, OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1").stdout, "")
+
+    def test_report_of_a_run(self):
+        run_folder = self.folder / "r"
+        run_folder.mkdir()
+        (run_folder / "metrics.jsonl").write_text('{"step":1,"loss":2.5}\n{"step":2,"loss":1.5}\n{"step":3,"lo')
+        result = run("report", run_folder)
+        self.assertEqual((result.returncode, result.stdout), (0, f"{run_folder}/report.html\n"), result.stderr)
+        self.assertIn("<svg", (run_folder / "report.html").read_text())
+        result = run("report", run_folder, "--csv")
+        self.assertEqual((result.returncode, result.stdout), (0, f"{run_folder}/metrics.csv: 2 rows\n"), result.stderr)
+        self.assertEqual((run_folder / "metrics.csv").read_text(), "step,loss\n1,2.5\n2,1.5\n")
+        self.fails(run("report", self.folder / "none"), 1, "cannot read", "expected a run directory")
+        self.fails(run("report", run_folder, "--output", self.folder / "no/such/x.html"), 1, "x.html")
+        self.fails(run("report"), 2, "expected RUN")
 
     def test_other_readers_understand_the_resolved_configuration(self):
         import yaml

@@ -46,6 +46,16 @@ TEST(ParsePlan, TakesEveryOption) {
   EXPECT_FALSE(plain.json);
 }
 
+TEST(ParseReport, TakesRunsAndOptions) {
+  const ReportOptions options = parse_report(Arguments{"a", "--output", "c.html", "b,c"});
+  EXPECT_EQ(options.runs, (Arguments{"a", "b,c"}));
+  EXPECT_EQ(options.output, "c.html");
+  EXPECT_FALSE(options.csv);
+  EXPECT_TRUE(parse_report(Arguments{"a", "--csv"}).csv);
+  EXPECT_THROW(parse_report(Arguments{}), UsageError);
+  EXPECT_THROW(parse_report(Arguments{"a", "--csv", "--output", "x"}), UsageError);
+}
+
 TEST(ParseGenerate, TakesEveryOption) {
   const GenerateOptions options = parse_generate(Arguments{
       "--model", "m", "--tokenizer=t.json", "--prompt", "a, b = -1", "--max-new-tokens", "7",
