@@ -52,8 +52,11 @@ CommunicationTime communication_time(const TrainingSpec& spec, const Hardware& h
   const double block_gather =
       ring_seconds(gathered_bytes(block, spec), spec.shard_degree, hardware);
   const double root_gather = ring_seconds(gathered_bytes(root, spec), spec.shard_degree, hardware);
-  time.all_gather =
-      passes * (layers * block_gather * (spec.reshard_after_forward ? 2 : 1) + root_gather);
+  const double again = !spec.reshard_after_forward ? 0
+                       : spec.reshard_ranks == 0   ? block_gather
+                                                   : ring_seconds(gathered_bytes(block, spec),
+                                                                  spec.reshard_ranks, hardware);
+  time.all_gather = passes * (layers * (block_gather + again) + root_gather);
   const auto reduced = [&](const std::vector<ParameterSize>& parameters) {
     return static_cast<double>(total_numel(parameters) * spec.reduce_bytes);
   };

@@ -38,8 +38,11 @@ Group make_group(const std::vector<ParameterSize>& parameters, const TrainingSpe
 // One step of one rank.
 class StepWalk {
  public:
-  explicit StepWalk(const TrainingSpec& spec)
+  // With `offloads`, shards, moments and reduced gradients are in another memory.
+  StepWalk(const TrainingSpec& spec, bool offloads)
       : spec_(spec),
+        shard_bytes_(offloads ? 0 : 4),
+        offloads_(offloads),
         block_(make_group(block_parameters(spec.model), spec)),
         root_(make_group(root_parameters(spec.model), spec)),
         all_(block_activations(spec)),
@@ -51,8 +54,8 @@ class StepWalk {
     live_.take(Kind::kProcess, process_bytes);
     const double layers = num_layers();
     const double shard = layers * block_.sharded_numel + root_.sharded_numel;
-    live_.take(Kind::kParameters, 4 * shard);
-    live_.take(Kind::kOptimizer, optimizer_state_bytes(spec_.optimizer) * shard);
+    live_.take(Kind::kParameters, shard_bytes_ * shard);
+    live_.take(Kind::kOptimizer, offloads_ ? 0 : optimizer_state_bytes(spec_.optimizer) * shard);
     if (!is_sharded()) {
       // Copies in the compute dtype (none in fp32) and the cached FP8 operands stay for good.
       const double whole = layers * block_.numel + root_.numel;
@@ -89,6 +92,11 @@ class StepWalk {
       live_.give(Kind::kGathered, param_bytes_ * group.numel + group.linear_numel);
     }
   }
+  double kept_after_forward() const {
+    return is_sharded() && spec_.reshard_ranks > 0
+               ? param_bytes_ * block_.numel / static_cast<double>(spec_.reshard_ranks)
+               : 0;
+  }
   double degree() const { return static_cast<double>(spec_.shard_degree); }
 
   // Taken and freed within a block: something of `bytes` while `body` runs.
@@ -106,6 +114,7 @@ class StepWalk {
       block_forward(i);
       if (spec_.reshard_after_forward) {
         reshard(block_);
+        live_.take(Kind::kGathered, kept_after_forward());
       }
     }
     live_.enter("forward of the head");
@@ -192,7 +201,7 @@ class StepWalk {
       live_.take(Kind::kGathered, buffer);
     }
     live_.take(Kind::kGathered, param_bytes_ * block_.numel + block_.linear_numel);
-    live_.give(Kind::kGathered, buffer);
+    live_.give(Kind::kGathered, buffer + kept_after_forward());
     if (index > 0) {
       live_.take(Kind::kGathered, buffer);
     }
@@ -296,7 +305,7 @@ class StepWalk {
       live_.take(Kind::kGradients, input);
       live_.give(Kind::kGradients, gradients);
       if (is_sharded()) {  // else the buffer itself is the result
-        live_.take(Kind::kGradients, 4 * group.sharded_numel);
+        live_.take(Kind::kGradients, shard_bytes_ * group.sharded_numel);
         reducing_ = input;
       }
     }
@@ -324,6 +333,8 @@ class StepWalk {
   }
 
   const TrainingSpec& spec_;
+  double shard_bytes_;
+  bool offloads_;
   Group block_;
   Group root_;
   BlockActivations all_;
@@ -338,7 +349,8 @@ class StepWalk {
 }  // namespace
 
 MemoryPlan plan_memory(const TrainingSpec& spec, const Hardware& hardware) {
-  const LiveBytes live = StepWalk(spec).walk(hardware.is_cpu() ? kProcessBytes : 0);
+  const LiveBytes live = StepWalk(spec, spec.cpu_offload && !hardware.is_cpu())
+                             .walk(hardware.is_cpu() ? kProcessBytes : 0);
   MemoryPlan plan = {live.peak(), live.peak_moment(), {}};
   const BlockActivations all = block_activations(spec);
   for (int64_t i = 0; i < spec.model.num_layers; ++i) {

@@ -205,11 +205,10 @@ std::string describe_change(const TrainingSpec& from, const TrainingSpec& to) {
       windows != from.tokens_per_step() / from.seq_len) {
     add("training.global_batch_size=" + std::to_string(windows));
   }
-  if (to.recompute != from.recompute) {
-    add(std::string("activation_checkpoint.mode=") + recompute_name(to.recompute));
-  }
-  if (to.recompute_every_nth != from.recompute_every_nth) {
-    add("activation_checkpoint.selective_ac_option=" + std::to_string(to.recompute_every_nth));
+  if (to.recompute != from.recompute || to.recompute_every_nth != from.recompute_every_nth) {
+    add(to.recompute == Recompute::kFull
+            ? "activation_checkpoint.mode=full"
+            : "activation_checkpoint.mode=selective activation_checkpoint.selective_ac_option=op");
   }
   return text;
 }

@@ -30,15 +30,22 @@ double available_bytes(const Hardware& hardware) {
   return std::max(0.0, hardware.memory_bytes - reserved_bytes(hardware));
 }
 
-std::vector<Recompute> modes(const TrainingSpec& spec, const Freedom& freedom) {
-  if (!freedom.recompute) {
-    return {spec.recompute};
-  }
-  return {Recompute::kNone, Recompute::kSelective, Recompute::kFull};
-}
+struct RecomputeSetting {
+  Recompute mode;
+  int64_t every_nth;
+};
 
-// Whether `other` recomputes at least as much: a search never undoes what was asked for.
-bool keeps_request(const TrainingSpec& spec, Recompute mode) { return mode >= spec.recompute; }
+// What was asked for, and what recomputes more.
+std::vector<RecomputeSetting> recompute_settings(const TrainingSpec& spec, const Freedom& freedom) {
+  std::vector<RecomputeSetting> settings = {{spec.recompute, spec.recompute_every_nth}};
+  if (freedom.recompute && spec.recompute == Recompute::kNone) {
+    settings.push_back({Recompute::kSelective, 1});
+  }
+  if (freedom.recompute) {
+    settings.push_back({Recompute::kFull, 1});
+  }
+  return settings;
+}
 
 struct Search {
   const TrainingSpec& spec;
@@ -74,16 +81,16 @@ void search_world(Search& search, const Freedom& freedom, int64_t world) {
   for (const int64_t shards : shard_degrees) {
     for (int64_t batch = spec.local_batch_size; batch >= 1; batch /= 2) {
       const int64_t tokens_of_pass = batch * spec.seq_len * world;
-      for (const Recompute mode : modes(spec, freedom)) {
-        if (!keeps_request(spec, mode) || spec.local_batch_size % batch != 0) {
-          continue;
-        }
+      if (spec.local_batch_size % batch != 0) {
+        continue;
+      }
+      for (const auto& [mode, every_nth] : recompute_settings(spec, freedom)) {
         TrainingSpec candidate = spec;
         candidate.shard_degree = shards;
         candidate.replicate_degree = world / shards;
         candidate.local_batch_size = batch;
         candidate.recompute = mode;
-        candidate.recompute_every_nth = mode == spec.recompute ? spec.recompute_every_nth : 1;
+        candidate.recompute_every_nth = every_nth;
         candidate.accumulation_steps = std::max<int64_t>(1, tokens / tokens_of_pass);
         search.consider(candidate);
       }

@@ -7,7 +7,8 @@
 
 namespace narrowgauge::plan {
 
-enum class Recompute { kNone, kSelective, kFull };  // activation_checkpoint.mode
+// What a block computes again in backward: nothing, norms and SwiGLU, or everything.
+enum class Recompute { kNone, kSelective, kFull };
 
 // What decides a run's memory and speed, as one rank sees it. plan/ computes with these numbers
 // alone: no file, no device, no torch.
@@ -23,6 +24,9 @@ struct TrainingSpec {
   int64_t param_bytes = 2;            // an element in compute: 2 bfloat16, 4 float32
   int64_t reduce_bytes = 4;           // an element in the reduction of gradients
   bool reshard_after_forward = true;  // blocks; the root stays gathered
+  int64_t reshard_ranks =
+      0;  // blocks keep 1 / this of what they gathered until backward; 0: nothing
+  bool cpu_offload = false;  // training.enable_cpu_offload
 
   std::string optimizer = "AdamW";     // optimizer.name
   std::string float8_recipe = "none";  // float8.recipe_name

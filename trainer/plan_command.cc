@@ -42,8 +42,7 @@ int plan_command(const PlanOptions& options) {
   if (options.nodes > 1 && !hardware.is_cpu()) {
     hardware.per_node = options.gpus;
   }
-  const plan::RunPlan planned =
-      plan::plan_run(training_spec(config, ranks), hardware, config_freedom());
+  const plan::RunPlan planned = plan::plan_run(training_spec(config, ranks), hardware, {});
   std::cout << (options.json ? plan::to_json(planned) + "\n" : plan::to_text(planned));
   return planned.available_bytes == 0 || planned.fits() ? kExitDone : kExitFailure;
 }

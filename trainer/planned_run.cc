@@ -4,7 +4,7 @@
 #include <thread>
 
 #include "data/tokenizer.h"
-#include "trainer/config_schema.h"
+#include "trainer/config_value.h"
 #include "trainer/model_shape.h"
 #include "trainer/run_directory.h"
 
@@ -22,6 +22,29 @@ int64_t vocabulary_size(const TrainConfig& config) {
   return loaded ? loaded->vocab_size() : 0;
 }
 
+// fsdp_reshard_after_forward: default, always, never or a number of ranks, where 1 keeps
+// everything.
+void describe_resharding(const TrainConfig& config, plan::TrainingSpec& spec) {
+  const std::string& reshard = config.parallelism.fsdp_reshard_after_forward;
+  const int64_t ranks = parse_integer(reshard).value.value_or(0);
+  spec.reshard_after_forward = reshard != "never" && ranks != 1;
+  spec.reshard_ranks = ranks < spec.shard_degree ? ranks : 0;
+}
+
+// A number as selective_ac_option recomputes every n-th block as a whole.
+void describe_recomputation(const TrainConfig& config, plan::TrainingSpec& spec) {
+  const ActivationCheckpointConfig& checkpoint = config.activation_checkpoint;
+  const int64_t every_nth = parse_integer(checkpoint.selective_ac_option).value.value_or(0);
+  if (checkpoint.mode == "full") {
+    spec.recompute = plan::Recompute::kFull;
+  } else if (checkpoint.mode == "selective" && every_nth > 0) {
+    spec.recompute = plan::Recompute::kFull;
+    spec.recompute_every_nth = every_nth;
+  } else if (checkpoint.mode == "selective") {
+    spec.recompute = plan::Recompute::kSelective;
+  }
+}
+
 }  // namespace
 
 plan::TrainingSpec training_spec(const TrainConfig& config, const RankPlan& ranks) {
@@ -34,8 +57,10 @@ plan::TrainingSpec training_spec(const TrainConfig& config, const RankPlan& rank
   spec.shard_degree = ranks.shard_degree;
   spec.param_bytes = element_bytes(config.training.mixed_precision_param);
   spec.reduce_bytes = element_bytes(config.training.mixed_precision_reduce);
-  spec.reshard_after_forward = config.parallelism.fsdp_reshard_after_forward != "never";
+  spec.cpu_offload = config.training.enable_cpu_offload;
   spec.optimizer = config.optimizer.name;
+  describe_resharding(config, spec);
+  describe_recomputation(config, spec);
   return spec;
 }
 
@@ -59,10 +84,6 @@ plan::Hardware run_hardware(const TrainConfig& config, int64_t num_ranks) {
   const auto cores = static_cast<int64_t>(std::thread::hardware_concurrency());
   const int64_t share = std::max<int64_t>(1, cores / num_ranks);
   return plan::cpu_hardware(config.training.num_threads > 0 ? config.training.num_threads : share);
-}
-
-plan::Freedom config_freedom() {
-  return {.recompute = find_key("activation_checkpoint", "mode") != nullptr};
 }
 
 }  // namespace narrowgauge::trainer

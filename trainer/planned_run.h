@@ -22,7 +22,4 @@ void complete_model(TrainConfig& config);
 // training.num_threads threads a rank (0: a share of the cores for each of `num_ranks`).
 plan::Hardware run_hardware(const TrainConfig& config, int64_t num_ranks);
 
-// What the keys of this version let a plan change.
-plan::Freedom config_freedom();
-
 }  // namespace narrowgauge::trainer

@@ -11,8 +11,7 @@ namespace narrowgauge::trainer {
 namespace {
 
 plan::RunPlan plan_of(const TrainConfig& config, const RankPlan& ranks) {
-  return plan::plan_run(training_spec(config, ranks), run_hardware(config, ranks.world_size()),
-                        config_freedom());
+  return plan::plan_run(training_spec(config, ranks), run_hardware(config, ranks.world_size()), {});
 }
 
 }  // namespace

@@ -114,6 +114,22 @@ TEST(LiveMemory, AccumulatedPasses) {
                                            "training.global_batch_size=8"}));
 }
 
+TEST(LiveMemory, Recomputation) {
+  const std::vector<std::string> size = {"training.seq_len=256", "training.local_batch_size=4"};
+  const std::string deep =
+      "dim: 192, num_layers: 10, num_heads: 6, num_kv_heads: 2, ffn_dim: 512, vocab_size: 300";
+  const auto with = [&](std::vector<std::string> overrides) {
+    overrides.insert(overrides.end(), size.begin(), size.end());
+    return read(deep, overrides);
+  };
+  const std::string mode = "activation_checkpoint.mode=";
+  const std::string option = "activation_checkpoint.selective_ac_option=";
+  expect_planned("no recomputation", with({}));
+  expect_planned("full", with({mode + "full"}));
+  expect_planned("selective op", with({mode + "selective", option + "op"}));
+  expect_planned("every second block", with({mode + "selective", option + "2"}));
+}
+
 TEST(LiveMemory, TwoRanks) {
   const std::vector<std::string> size = {"training.seq_len=128", "training.local_batch_size=2"};
   expect_planned("2 shards", read(kSmall, size), 2);

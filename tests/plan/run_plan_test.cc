@@ -123,6 +123,19 @@ TEST(RunPlan, EachFeatureMovesWhatItShould) {
             0.65 * communication_time(base, h200).all_gather);
 
   spec = base;
+  spec.cpu_offload = true;
+  EXPECT_EQ(plan_memory(spec, h200).peak[Kind::kParameters], 0);
+  EXPECT_EQ(plan_memory(spec, h200).peak[Kind::kOptimizer], 0);
+
+  spec = base;
+  spec.shard_degree = 32;
+  const double nothing_kept = plan_memory(spec, h200).peak[Kind::kGathered];
+  const double regathered = communication_time(spec, h200).all_gather;
+  spec.reshard_ranks = 8;
+  EXPECT_GT(plan_memory(spec, h200).peak[Kind::kGathered], nothing_kept + 1e9);
+  EXPECT_LT(communication_time(spec, h200).all_gather, regathered);
+
+  spec = base;
   spec.shard_degree = 64;
   EXPECT_NEAR(plan_memory(spec, h200).peak[Kind::kParameters], plain[Kind::kParameters] / 8,
               0.01 * plain[Kind::kParameters]);
