@@ -42,9 +42,11 @@ def run_narrowgauge(args):
         lines = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
     steps = [line for line in lines if "loss" in line]
     seconds = [line["step_seconds"] for line in steps][WARMUP_STEPS:]
+    communication = [(line["communication_seconds"], line["exposed_communication_seconds"])
+                     for line in steps[WARMUP_STEPS:] if "communication_seconds" in line]
     tokens = steps[-1]["tokens_seen"] // steps[-1]["step"]
     return dict(step_seconds=seconds, tokens_per_step=tokens, loss=steps[-1]["loss"],
-                peak_memory_bytes=steps[-1]["peak_memory_bytes"])
+                peak_memory_bytes=steps[-1]["peak_memory_bytes"], communication=communication)
 
 
 def run_peer(args, compiled):
@@ -99,6 +101,11 @@ def main():
         ratio = ours["tokens_per_second"] / row["tokens_per_second"]
         print(f"{name:14} {row['step_ms']:8.1f} {row['tokens_per_second']:9.0f} {row['peak_memory_mib']:9.0f} {ratio:10.2f}")
     print(f"process start to the end of one step: {ours['first_step_seconds']:.2f} s")
+    if communication := [pair for run in results["narrowgauge"] for pair in run["communication"]]:
+        busy, exposed = (statistics.median(pair[i] for pair in communication) for i in (0, 1))
+        ours.update(communication_ms=1000 * busy, exposed_communication_ms=1000 * exposed)
+        print(f"communication: {1000 * busy:.1f} ms a step, of which the model waited {1000 * exposed:.1f} ms: "
+              f"{max(0.0, 1 - exposed / busy):.0%} hidden")
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(dict(arguments=vars(args), table=table, runs=results), indent=1))
 

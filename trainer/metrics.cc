@@ -7,15 +7,19 @@
 namespace narrowgauge::trainer {
 
 std::string step_line(const StepMetrics& metrics) {
-  return nlohmann::ordered_json{{"step", metrics.step},
-                                {"loss", metrics.loss},
-                                {"grad_norm", metrics.grad_norm},
-                                {"lr", metrics.lr},
-                                {"tokens_per_second", metrics.tokens_per_second},
-                                {"step_seconds", metrics.step_seconds},
-                                {"peak_memory_bytes", metrics.peak_memory_bytes},
-                                {"tokens_seen", metrics.tokens_seen}}
-      .dump();
+  nlohmann::ordered_json line = {{"step", metrics.step},
+                                 {"loss", metrics.loss},
+                                 {"grad_norm", metrics.grad_norm},
+                                 {"lr", metrics.lr},
+                                 {"tokens_per_second", metrics.tokens_per_second},
+                                 {"step_seconds", metrics.step_seconds},
+                                 {"peak_memory_bytes", metrics.peak_memory_bytes},
+                                 {"tokens_seen", metrics.tokens_seen}};
+  if (metrics.communication_seconds) {
+    line["communication_seconds"] = *metrics.communication_seconds;
+    line["exposed_communication_seconds"] = *metrics.exposed_communication_seconds;
+  }
+  return line.dump();
 }
 
 std::string validation_line(int64_t step, double loss, int64_t tokens, double seconds) {

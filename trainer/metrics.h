@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +19,10 @@ struct StepMetrics {
   int64_t peak_memory_bytes =
       0;                    // of this process (resident) or its GPU (allocated), largest so far
   int64_t tokens_seen = 0;  // since step 1, resumed runs included
+  // Of this rank's collectives for the model, where they run beside it: how long they took, other
+  // ranks' lateness included, and how long the model stood still for them. The rest was hidden.
+  std::optional<double> communication_seconds = std::nullopt;
+  std::optional<double> exposed_communication_seconds = std::nullopt;
 };
 
 // Lines of <run>/metrics.jsonl.

@@ -76,6 +76,18 @@ std::optional<data::ValidationLoader> make_validation_loader(
   return data::ValidationLoader(dataset, config.training.seq_len, global_batch_size);
 }
 
+// A thread of its own for the model's collectives where ranks meet on the CPU, else null.
+std::shared_ptr<comm::MeteredStream> run_collectives_beside(nn::Transformer& model,
+                                                            const comm::Communicator& world,
+                                                            at::Device device) {
+  if (world.size() == 1 || !device.is_cpu()) {
+    return nullptr;
+  }
+  auto stream = std::make_shared<comm::MeteredStream>(std::make_shared<comm::ThreadStream>());
+  fsdp::set_streams(model, fsdp::CommStreams::shared(stream, /*asynchronous=*/true));
+  return stream;
+}
+
 std::vector<int64_t> make_prompt(const TrainConfig& config, const data::Tokenizer* tokenizer) {
   if (config.generation.interval == 0) {
     return {};
@@ -103,6 +115,7 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       built_(build_model(config, mesh_, device,
                          checkpoint_ ? InitialValues::kFromCheckpoint : InitialValues::kFresh)),
       model_(built_.model),
+      communication_(run_collectives_beside(*model_, *world, device)),
       parameters_(fsdp::sharded_parameters(*model_)),
       optimizer_(build_optimizer(config, parameters_, mesh_)),
       scheduler_(build_lr_scheduler(config)),
@@ -165,6 +178,7 @@ double Trainer::mean_step_seconds() const {
 
 StepMetrics Trainer::train_step(int64_t step) {
   const double started = now_seconds();
+  const auto communicated = communication_ ? communication_->time() : comm::StreamTime{};
   for (const auto& action : built_.actions) {
     action->before_step(step);
   }
@@ -195,6 +209,11 @@ StepMetrics Trainer::train_step(int64_t step) {
   metrics.tokens_per_second = static_cast<double>(tokens) / metrics.step_seconds;
   metrics.peak_memory_bytes = peak_memory_bytes(device_);
   metrics.tokens_seen = state_.tokens_seen + tokens;
+  if (communication_) {
+    const comm::StreamTime now = communication_->time();
+    metrics.communication_seconds = now.running_seconds - communicated.running_seconds;
+    metrics.exposed_communication_seconds = now.waited_seconds - communicated.waited_seconds;
+  }
   return metrics;
 }
 

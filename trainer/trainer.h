@@ -9,6 +9,7 @@
 
 #include "comm/communicator.h"
 #include "comm/device_mesh.h"
+#include "comm/metered_stream.h"
 #include "data/data_loader.h"
 #include "fsdp/fully_shard.h"
 #include "nn/transformer.h"
@@ -82,6 +83,7 @@ class Trainer {
   std::optional<std::filesystem::path> checkpoint_;  // where the run goes on from
   BuiltModel built_;
   const std::shared_ptr<nn::Transformer> model_;
+  std::shared_ptr<comm::MeteredStream> communication_;  // the model's collectives; null: no thread
   std::vector<fsdp::ShardedParameter> parameters_;
   std::unique_ptr<optim::Optimizer> optimizer_;
   optim::LrScheduler scheduler_;

@@ -166,7 +166,12 @@ class TrainRun(unittest.TestCase):
             config = self.write_config(f"ranks{ranks}")
             status, _, errors = self.train("training.local_batch_size=2", config=config, ranks=ranks)
             self.assertEqual(status, 0, errors)
-            losses[ranks] = [line["loss"] for line in step_lines(self.folder / f"ranks{ranks}")]
+            lines = step_lines(self.folder / f"ranks{ranks}")
+            losses[ranks] = [line["loss"] for line in lines]
+            for line in lines if ranks > 1 else []:
+                self.assertGreater(line["communication_seconds"], 0)
+                self.assertGreaterEqual(line["exposed_communication_seconds"], 0)
+                self.assertLess(line["exposed_communication_seconds"], line["step_seconds"])
         for ranks in (2, 4):
             for ours, reference in zip(losses[ranks], losses[1], strict=True):
                 self.assertAlmostEqual(ours / reference, 1.0, delta=1e-5)
