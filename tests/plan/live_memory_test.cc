@@ -50,9 +50,10 @@ double measured_peak(const TrainConfig& config, const RankPlan& ranks) {
       static_cast<int>(ranks.world_size()), [&](std::shared_ptr<comm::Communicator> world) {
         const comm::DeviceMesh mesh(world, static_cast<int>(ranks.replicate_degree),
                                     static_cast<int>(ranks.shard_degree));
-        const auto model = build_model(config, mesh, at::kCPU, InitialValues::kFresh);
+        const BuiltModel built = build_model(config, mesh, at::kCPU, InitialValues::kFresh);
+        const auto& model = built.model;
         const auto parameters = fsdp::sharded_parameters(*model);
-        const auto optimizer = build_optimizer(config, parameters);
+        const auto optimizer = build_optimizer(config, parameters, mesh);
         run_step(config, ranks, *model, parameters, mesh, *optimizer);
         comm::barrier(*world);
         if (world->rank() == 0) {
