@@ -9,8 +9,8 @@
 namespace narrowgauge::optim {
 
 BlockExchange::BlockExchange(comm::Communicator* shard_axis, std::span<const BlockLayout> layouts,
-                             at::Device device)
-    : shard_axis_(shard_axis), slots_(layouts.size()) {
+                             at::Device device, at::Device comm_device)
+    : shard_axis_(shard_axis), comm_device_(comm_device), slots_(layouts.size()) {
   if (!shard_axis_ || shard_axis_->size() == 1 || layouts.empty()) {
     return;
   }
