@@ -93,6 +93,12 @@ void MpiSession::watch(const WatchdogOptions& options) {
       [this](const std::string& message, Teller teller) { end_job(message, teller); });
 }
 
+void MpiSession::set_timeout(std::chrono::milliseconds timeout) {
+  if (watchdog_ != nullptr) {
+    watchdog_->set_timeout(timeout);
+  }
+}
+
 std::shared_ptr<Communicator> MpiSession::unwatched_world(c10::Device device) {
   if (!under_launcher_) {
     return std::make_shared<SelfCommunicator>();

@@ -40,8 +40,9 @@ class MpiSession {
   // ranks cannot reach rank 0 over TCP.
   void watch(const WatchdogOptions& options);
 
-  // Another timeout from now on: the first step takes longer than the others. REQUIRES: watch().
-  void set_timeout(std::chrono::milliseconds timeout) { watchdog_->set_timeout(timeout); }
+  // Of collectives from now on, where they are watched: the first step takes longer than the
+  // others.
+  void set_timeout(std::chrono::milliseconds timeout);
 
   // All ranks, for tensors on `device`: over MPI on the CPU, over NCCL on a CUDA device, of which
   // each rank of a host has its own (that of index local_rank(), by custom). A process on its own
