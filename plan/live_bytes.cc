@@ -1,5 +1,6 @@
 #include "plan/live_bytes.h"
 
+#include <algorithm>
 #include <numeric>
 #include <stdexcept>
 
@@ -23,11 +24,12 @@ void LiveBytes::take(Kind kind, double bytes) {
 
 void LiveBytes::give(Kind kind, double bytes) {
   double& live = now_.of_kind[static_cast<size_t>(kind)];
-  if (bytes > live) {
+  constexpr double kRounding = 1.0;  // shares of a whole need not be whole bytes
+  if (bytes > live + kRounding) {
     throw std::logic_error(std::string("gives back more ") + kind_name(kind) + " than it took in " +
                            moment_);
   }
-  live -= bytes;
+  live = std::max(0.0, live - bytes);
 }
 
 void LiveBytes::turn(Kind from, Kind into, double bytes) {

@@ -226,6 +226,7 @@ class StepWalk {
     live_.give(Kind::kWorkspace, logits);
     live_.give(Kind::kActivations, row);
     live_.take(Kind::kWorkspace, row);  // through the last norm
+    live_.take(Kind::kGradients, param_bytes_ * static_cast<double>(spec_.model.dim));
     live_.give(Kind::kWorkspace, row);
     live_.give(Kind::kActivations, row + tokens() * 4);
     // One gradient [T, dim] stays in the workspace while it goes down the blocks.

@@ -226,6 +226,10 @@ TEST(Memory, EveryCombinationWalksThrough) {
                 spec.recompute = mode;
                 spec.reshard_after_forward = shards == 3;
                 EXPECT_GT(plan_memory(spec, gpu("H200")).peak.total(), 1e9);
+                spec.cpu_offload = true;
+                spec.reshard_ranks = shards == 3 ? 7 : 0;
+                spec.recompute_every_nth = 3;
+                EXPECT_GT(plan_memory(spec, gpu("H200")).peak.total(), 1e9);
               }
             }
           }
