@@ -1,7 +1,9 @@
 """Training-step speed on one GPU beside PyTorch and torchao, all in one run, in turn.
 
-Usage: train_step.py [--narrowgauge PROGRAM] [--models NAME ...] [--peers NAME ...] [--steps 20] [--rounds 1] [--json FILE]
+Usage: train_step.py [--narrowgauge PROGRAM] [--models NAME ...] [--ours NAME ...] [--peers NAME ...] [--steps 20] [--rounds 1]
+                     [--json FILE]
     models  llama_12m (8 x 256 tokens), gpt2_124m (16 x 1024), llama_1b (4 x 2048), llama_3b (1 x 8192)
+    ours    bf16, float8_tensorwise, float8_rowwise (Linears but lm_head, as the peers); ratios are the first one's
     peers   eager, compile, float8_tensorwise, float8_rowwise (both with torch.compile; they need torchao)
 Needs no more than python3 with torch: PROGRAM may be that of a bundle (tools/bundle.sh). A figure is the median over the
 steps after a warm-up. A peer that fails is reported as such and the rest goes on.
@@ -26,6 +28,11 @@ MODELS = {
                      batch_size=4),
     "llama_3b": dict(vocab_size=128256, dim=3072, num_layers=28, num_heads=24, num_kv_heads=8, ffn_dim=8192, seq_len=8192,
                      batch_size=1),
+}
+OURS = {
+    "bf16": [],
+    "float8_tensorwise": ["float8.recipe_name=tensorwise"],
+    "float8_rowwise": ["float8.recipe_name=rowwise"],
 }
 PEERS = {
     "eager": [],
@@ -59,7 +66,8 @@ def run_peer(args, shape, options):
 
 
 def contestants(args):
-    yield "narrowgauge", lambda shape: run_narrowgauge(args, shape)
+    for name in args.ours:
+        yield f"ours {name}", lambda shape, overrides=OURS[name]: run_narrowgauge(args, shape, overrides)
     for name in args.peers:
         yield name, lambda shape, options=PEERS[name]: run_peer(args, shape, options)
 
@@ -80,18 +88,19 @@ def measure(args, model):
     return results
 
 
-def print_table(model, results):
+def print_table(args, model, results):
+    ours = f"ours {args.ours[0]}"
     shape = MODELS[model]
     tokens = shape["batch_size"] * shape["seq_len"]
     speeds = {name: tokens / statistics.median(s for run in runs for s in run["step_seconds"])
               for name, runs in results.items() if not isinstance(runs, str)}
     for name, runs in results.items():
         if name not in speeds:
-            print(f"{model:10} {name:18} {runs[:100]}")
+            print(f"{model:10} {name:22} {runs[:100]}")
             continue
-        ratio = f"{speeds['narrowgauge'] / speeds[name]:8.2f}" if "narrowgauge" in speeds else " " * 8
+        ratio = f"{speeds[ours] / speeds[name]:8.2f}" if ours in speeds else " " * 8
         memory = max(run["peak_memory_bytes"] for run in runs) / 2**20
-        print(f"{model:10} {name:18} {1000 * tokens / speeds[name]:9.2f} ms {speeds[name]:10.0f} tokens/s {ratio} "
+        print(f"{model:10} {name:22} {1000 * tokens / speeds[name]:9.2f} ms {speeds[name]:10.0f} tokens/s {ratio} "
               f"{memory:9.0f} MiB  loss {runs[-1]['loss']:.4f}", flush=True)
 
 
@@ -99,6 +108,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--narrowgauge", type=pathlib.Path, default=ROOT / "narrowgauge")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["llama_12m", "gpt2_124m", "llama_1b"])
+    parser.add_argument("--ours", nargs="+", choices=list(OURS), default=["bf16"])
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
@@ -106,10 +116,10 @@ def main():
     parser.add_argument("--json", help="write every figure here")
     args = parser.parse_args()
     everything = {}
-    print(f"{'model':10} {'':18} {'a step':>12} {'':>19} {'ours/it':>8} {'peak':>13}")
+    print(f"{'model':10} {'':22} {'a step':>12} {'':>19} {'ours/it':>8} {'peak':>13}")
     for model in args.models:
         everything[model] = measure(args, model)
-        print_table(model, everything[model])
+        print_table(args, model, everything[model])
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(everything, indent=1))
 

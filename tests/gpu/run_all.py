@@ -36,7 +36,8 @@ def parts(bundle, python):
         for test in tests:
             yield f"memcheck {test.name}", ["compute-sanitizer", "--error-exitcode=1", "--target-processes=all", test,
                                             "--gtest_brief=1", f"--gtest_filter={SANITIZED_CASES}"], 1
-    yield "train_step float8", [*train, "--models", "llama_1b", "--peers", "float8_tensorwise", "--steps", "10"], 100
+    yield "train_step float8", [*train, "--models", "llama_1b", "--ours", "float8_tensorwise", "bf16", "--peers",
+                                "float8_tensorwise", "--steps", "10"], 100
 
 
 def run(command, seconds):
