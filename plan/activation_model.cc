@@ -5,9 +5,11 @@
 namespace narrowgauge::plan {
 namespace {
 
-// The FP8 copy of a linear's input, where float8 takes the linear over; 0 where it does not.
+// The FP8 copy of a linear's input that backward gets; 0 where float8 leaves the linear alone, or
+// its recipe computes the gradient of the weight from the input itself.
 double operand_bytes(const TrainingSpec& spec, int64_t in, int64_t out) {
-  const bool fits = spec.uses_float8() && float8_refusal(in, out).empty();
+  const bool fits = spec.uses_float8() && spec.float8_recipe != "rowwise_with_gw_hp" &&
+                    float8_refusal(in, out).empty();
   return fits ? static_cast<double>(spec.local_tokens() * in) : 0;
 }
 

@@ -131,6 +131,14 @@ TEST(LiveMemory, Recomputation) {
   expect_planned("every second block", with({mode + "selective", option + "2"}));
 }
 
+TEST(LiveMemory, Float8) {
+  for (const char* recipe : {"tensorwise", "rowwise_with_gw_hp"}) {
+    expect_planned(
+        recipe, read(kSmall, {"training.seq_len=256", "training.local_batch_size=4",
+                              std::string("float8.recipe_name=") + recipe, "float8.emulate=true"}));
+  }
+}
+
 TEST(LiveMemory, TwoRanks) {
   const std::vector<std::string> size = {"training.seq_len=128", "training.local_batch_size=2"};
   expect_planned("2 shards", read(kSmall, size), 2);
