@@ -106,6 +106,12 @@ struct Float8Config {
   int64_t health_interval = 100;
 };
 
+struct CommConfig {
+  int64_t init_timeout_seconds = 1800;
+  int64_t train_timeout_seconds = 300;
+  int64_t trace_buf_size = 1000;
+};
+
 struct CheckpointConfig {
   bool enable = true;
   int64_t interval = 500;
@@ -148,6 +154,7 @@ struct TrainConfig {
   ParallelismConfig parallelism;
   Float8Config float8;
   ActivationCheckpointConfig activation_checkpoint;
+  CommConfig comm;
   CheckpointConfig checkpoint;
   ValidationConfig validation;
   GenerationConfig generation;

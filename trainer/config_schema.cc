@@ -14,6 +14,7 @@ constexpr int64_t kMaxSize = 1 << 24;  // of a model's dimension
 constexpr int64_t kMaxTokens = 1 << 22;
 constexpr int64_t kMaxWindows = 1 << 20;
 constexpr int64_t kMaxSteps = 1'000'000'000;
+constexpr int64_t kMaxSeconds = 1'000'000;
 
 template <auto Section, auto Member>
 auto& field(TrainConfig& config) {
@@ -59,6 +60,7 @@ const std::vector<ConfigSection>& sections() {
       {"float8", "linears that compute in 8-bit floating point; see docs/FLOAT8.md"},
       {"parallelism", "the mesh of ranks"},
       {"activation_checkpoint", "memory saved by computing parts of forward again in backward"},
+      {"comm", "what the ranks wait for each other, and what is left when one is lost"},
       {"checkpoint", "saving and resuming"},
       {"validation", "loss on held-out data during training"},
       {"generation", "text samples during training"},
@@ -298,6 +300,7 @@ std::vector<ConfigKey> float8_keys() {
 std::vector<ConfigKey> parallelism_keys() {
   using P = ParallelismConfig;
   using A = ActivationCheckpointConfig;
+  using M = CommConfig;
   return {
       {"parallelism", "data_parallel_replicate_degree",
        IntegerKey{field<&C::parallelism, &P::data_parallel_replicate_degree>, 1, 1 << 20}, "ranks",
@@ -323,6 +326,16 @@ std::vector<ConfigKey> parallelism_keys() {
        "op: blocks keep the outputs of matrix products and attention and recompute norms and the "
        "SwiGLU; a number n: every n-th block keeps only its input",
        "selective_checkpointing"},
+      {"comm", "init_timeout_seconds",
+       IntegerKey{field<&C::comm, &M::init_timeout_seconds>, 1, kMaxSeconds}, "seconds",
+       "a collective may take up to the end of the first step; rank 0 may read data meanwhile", ""},
+      {"comm", "train_timeout_seconds",
+       IntegerKey{field<&C::comm, &M::train_timeout_seconds>, 1, kMaxSeconds}, "seconds",
+       "a collective may take afterwards; past it the run ends and names the ranks that are "
+       "missing",
+       "timeout nccl_timeout dist_timeout"},
+      {"comm", "trace_buf_size", IntegerKey{field<&C::comm, &M::trace_buf_size>, 1, 1 << 24},
+       "collectives", "the last ones, kept for <run>/flight_record when a run fails", ""},
   };
 }
 

@@ -38,6 +38,8 @@ class RunDirectory {
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   std::filesystem::path tokenizer() const { return path_ / "tokenizer"; }
   std::filesystem::path huggingface() const { return path_ / "hf"; }
+  // The last collectives of each rank, written when a run of several fails.
+  std::filesystem::path flight_record() const { return path_ / "flight_record"; }
 
   // What differs from the configuration the run was last started with, as "key: before -> now".
   const std::vector<std::string>& changes() const { return changes_; }

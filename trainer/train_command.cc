@@ -7,8 +7,10 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -100,13 +102,13 @@ void describe_start(const TrainConfig& config, const RunDirectory& run, const st
 // The run itself, once its data and device are known. Returns the exit code.
 int train_and_export(const TrainConfig& config, const RunDirectory& run, TrainingData data,
                      const std::shared_ptr<comm::Communicator>& world, at::Device device,
-                     const StopSignal& stop_signal) {
+                     const StopSignal& stop_signal, const std::function<void()>& under_way) {
   const bool is_first_rank = world->rank() == 0;
   Trainer trainer(config, run, std::move(data), world, device);
   if (is_first_rank) {
     run.write_config(config);
   }
-  trainer.train(stop_signal);
+  trainer.train(stop_signal, under_way);
   const auto end = [&] {
     if (is_first_rank) {
       end_run(config, plan_ranks(config, world->size()), run,
@@ -140,6 +142,11 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
   keep_freed_memory();
   const StopSignal stop_signal;
   TrainConfig config = read_config(options.config_path, options.overrides);
+  if (session.under_launcher()) {
+    session.watch({.timeout = std::chrono::seconds(config.comm.init_timeout_seconds),
+                   .record_directory = RunDirectory::attach(config).flight_record(),
+                   .record_capacity = static_cast<size_t>(config.comm.trace_buf_size)});
+  }
   const auto world = session.world();
   plan_ranks(config, world->size());
   const RunDirectory run =
@@ -160,8 +167,13 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
     }
   }
 
+  const auto under_way = [&] {
+    if (session.under_launcher()) {
+      session.set_timeout(std::chrono::seconds(config.comm.train_timeout_seconds));
+    }
+  };
   try {
-    return train_and_export(config, run, std::move(data), world, device, stop_signal);
+    return train_and_export(config, run, std::move(data), world, device, stop_signal, under_way);
   } catch (const std::exception& error) {
     const std::string shortage =
         explain_memory_shortage(error, config, plan_ranks(config, world->size()));

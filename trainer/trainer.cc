@@ -140,13 +140,14 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
   }
 }
 
-void Trainer::train(const StopSignal& stop_signal) {
+void Trainer::train(const StopSignal& stop_signal, const std::function<void()>& under_way) {
   const int64_t last_step = config_.training.steps;
   if (is_first_rank() && state_.step < last_step) {
     progress_.emplace(state_.step + 1, last_step, config_.metrics.log_interval);
   }
   while (state_.step < last_step && !stopped_by_) {
     const StepMetrics metrics = train_step(state_.step + 1);
+    under_way();
     state_.step = metrics.step;
     state_.tokens_seen = metrics.tokens_seen;
     timed_seconds_ += num_steps_trained_++ < kWarmUpSteps ? 0 : metrics.step_seconds;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,9 +40,10 @@ class Trainer {
   Trainer(const TrainConfig& config, const RunDirectory& run, TrainingData data,
           std::shared_ptr<comm::Communicator> world, at::Device device);
 
-  // Trains up to training.steps, with validation, samples and checkpoints as configured. Returns
+  // Trains up to training.steps, with validation, samples and checkpoints as configured; calls
+  // `under_way` once a step is done. Returns
   // early, after the step at hand, if any rank received a stop signal; stopped_by() names it then.
-  void train(const StopSignal& stop_signal);
+  void train(const StopSignal& stop_signal, const std::function<void()>& under_way);
 
   std::optional<std::string> stopped_by() const { return stopped_by_; }
 

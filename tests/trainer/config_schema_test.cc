@@ -86,6 +86,9 @@ parallelism.data_parallel_shard_degree
 parallelism.fsdp_reshard_after_forward
 activation_checkpoint.mode
 activation_checkpoint.selective_ac_option
+comm.init_timeout_seconds
+comm.train_timeout_seconds
+comm.trace_buf_size
 checkpoint.enable
 checkpoint.interval
 checkpoint.keep_latest_k
