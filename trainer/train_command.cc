@@ -168,9 +168,7 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
   }
 
   const auto under_way = [&] {
-    if (session.under_launcher()) {
-      session.set_timeout(std::chrono::seconds(config.comm.train_timeout_seconds));
-    }
+    session.set_timeout(std::chrono::seconds(config.comm.train_timeout_seconds));
   };
   try {
     return train_and_export(config, run, std::move(data), world, device, stop_signal, under_way);
