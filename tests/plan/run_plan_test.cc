@@ -202,7 +202,7 @@ TEST(LiveBytes, RefusesToGiveBackMoreThanItTook) {
   live.give(Kind::kWorkspace, 4);
   EXPECT_EQ(live.peak().total(), 10);
   EXPECT_EQ(live.peak_moment(), "start");
-  EXPECT_THROW(live.give(Kind::kGradients, 7), std::logic_error);
+  EXPECT_THROW(live.give(Kind::kGradients, 8), std::logic_error);
 }
 
 // The walk gives back only what it took, whatever is switched on.
