@@ -14,7 +14,7 @@ namespace {
 // tests/plan/peak_resident_test.py.
 constexpr double kProcessBytes = 195e6;
 constexpr double kKeptFreeShare = 0.25;
-constexpr double kKeptFreeBytes = 85e6;
+constexpr double kKeptFreeBytes = 55e6;
 constexpr double kContextBytes = 1.5e9;
 constexpr double kFragments = 0.02;
 
