@@ -75,7 +75,7 @@ at::Tensor scaled_mm_cuda(const Float8TrainingTensor& a, const Float8TrainingTen
   if (is_blockwise(a)) {
     return at::_scaled_mm(a.data.contiguous(), b.data.contiguous().t(), block_scales(a),
                           block_scales(b).t(), /*bias=*/{}, /*scale_result=*/{}, out_dtype,
-                          use_fast_accum);
+                          /*use_fast_accum=*/false);  // cuBLASLt refuses it with scales per block
   }
   const int64_t more_k = missing(a.cols());
   const int64_t more_n = missing(b.rows());

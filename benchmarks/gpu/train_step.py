@@ -52,7 +52,7 @@ def run_narrowgauge(args, shape, overrides=()):
              f"training.local_batch_size={shape['batch_size']}", f"training.global_batch_size={shape['batch_size']}",
              f"training.steps={args.steps + WARMUP_STEPS}", "training.device=cuda", *overrides],
             check=True, capture_output=True, text=True)
-        lines = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
+        lines = [line for line in map(json.loads, open(f"{folder}/run/metrics.jsonl")) if "step_seconds" in line]
     return dict(step_seconds=[line["step_seconds"] for line in lines][WARMUP_STEPS:], loss=lines[-1]["loss"],
                 peak_memory_bytes=lines[-1]["peak_memory_bytes"])
 

@@ -135,7 +135,7 @@ TEST(LiveMemory, Float8) {
   for (const char* recipe : {"tensorwise", "rowwise_with_gw_hp"}) {
     expect_planned(
         recipe, read(kSmall, {"training.seq_len=256", "training.local_batch_size=4",
-                              std::string("float8.recipe_name=") + recipe, "float8.emulate=true"}));
+                              std::string("float8.recipe_name=") + recipe}));
   }
 }
 

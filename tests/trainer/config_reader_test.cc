@@ -255,7 +255,7 @@ TEST(ReadConfig, ShapeComesFromTheHuggingFaceDirectory) {
   TrainConfig config = read(yaml);
   EXPECT_EQ(config.tokenizer.path, "hf");
   config.model.dim = 123;  // as if filled in from config.json
-  EXPECT_EQ(to_yaml(config).find("dim:"), std::string::npos);
+  EXPECT_EQ(to_yaml(config).find("\n  dim:"), std::string::npos);
   EXPECT_EQ(to_yaml(read(to_yaml(config))), to_yaml(config));
   EXPECT_EQ(error_of(yaml, {"model.dim=64"}),
             "override \"model.dim=64\": model.dim: expected no key of the shape beside "

@@ -143,7 +143,7 @@ class TrainFloat8(unittest.TestCase):
                 (["float8.casts=[weight=disabled]"], "both operands of output in fp8"),
                 (["float8.casts=[weights=e4m3]"], "expected an operand among input, weight, grad_output"),
                 (["float8.casts=[weight=1x32]"], "e8m0"),
-                (["parallelism.fsdp_reshard_after_forward=1"], "default, always or never with float8"),
+                (["parallelism.fsdp_reshard_after_forward=2"], "default, always or never with float8"),
                 (["float8.amax_history_len=0"], "float8.amax_history_len")]:
             with self.subTest(overrides):
                 status, errors, _ = self.train("bad", "tensorwise", *overrides)
