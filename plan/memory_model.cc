@@ -41,11 +41,13 @@ Group make_group(const std::vector<ParameterSize>& parameters, const TrainingSpe
 // One step of one rank.
 class StepWalk {
  public:
-  // With `offloads`, shards, moments and reduced gradients are in another memory.
-  StepWalk(const TrainingSpec& spec, bool offloads)
+  // With `offloads`, shards, moments and reduced gradients are in another memory. With `emulates`,
+  // FP8 products convert their operands to fp32 first.
+  StepWalk(const TrainingSpec& spec, bool offloads, bool emulates)
       : spec_(spec),
         shard_bytes_(offloads ? 0 : 4),
         offloads_(offloads),
+        emulates_(emulates),
         block_(make_group(block_parameters(spec.model), spec)),
         root_(make_group(root_parameters(spec.model), spec)),
         all_(block_activations(spec)),
@@ -246,20 +248,20 @@ class StepWalk {
     const double q = row_bytes(spec_, model.num_heads * model.head_dim);
     const double heads = all_.heads;
     live_.take(Kind::kWorkspace, ffn);  // down_proj
-    weight_gradient(model.ffn_dim * model.dim);
+    products(model.ffn_dim, model.dim);
     live_.give(Kind::kActivations, all_.ffn);
     live_.take(Kind::kWorkspace, 2 * ffn);  // SwiGLU
     live_.give(Kind::kActivations, all_.gate_up);
     live_.give(Kind::kWorkspace, ffn);
     live_.take(Kind::kWorkspace, row);  // gate_up_proj
-    weight_gradient(2 * model.ffn_dim * model.dim);
+    products(model.dim, 2 * model.ffn_dim);
     live_.give(Kind::kWorkspace, 2 * ffn);
     live_.give(Kind::kActivations, all_.ffn_norm);
     live_.take(Kind::kWorkspace, row);  // norm with residual: one gradient for both of its inputs
     live_.give(Kind::kActivations, all_.residual);
     live_.give(Kind::kWorkspace, 2 * row);
     live_.take(Kind::kWorkspace, q + row);  // o_proj; the residual's gradient stays
-    weight_gradient(model.num_heads * model.head_dim * model.dim);
+    products(model.num_heads * model.head_dim, model.dim);
     live_.take(Kind::kWorkspace, heads);  // attention
     live_.give(Kind::kActivations, all_.attention + all_.heads);
     live_.give(Kind::kWorkspace, q);
@@ -267,7 +269,7 @@ class StepWalk {
     live_.give(Kind::kWorkspace, heads);
     live_.give(Kind::kActivations, all_.heads_norm);
     live_.take(Kind::kWorkspace, row);  // qkv_proj
-    weight_gradient(static_cast<int64_t>(heads / row_bytes(spec_, 1)) * model.dim);
+    products(model.dim, static_cast<int64_t>(heads / row_bytes(spec_, 1)));
     live_.give(Kind::kWorkspace, heads);
     live_.give(Kind::kActivations, all_.attention_norm + all_.narrow);
     live_.take(Kind::kWorkspace, row);  // first norm, then the sum with the residual's gradient
@@ -279,8 +281,14 @@ class StepWalk {
     live_.take(Kind::kGradients, param_bytes_ * (block_.numel - linears));  // norms, biases
   }
 
-  void weight_gradient(int64_t numel) {
-    live_.take(Kind::kGradients, param_bytes_ * static_cast<double>(numel));
+  // Both products of a linear's backward: the gradient of its weight, and what they need meanwhile.
+  void products(int64_t in, int64_t out) {
+    live_.take(Kind::kGradients, param_bytes_ * static_cast<double>(in * out));
+    if (emulates_ && float8_refusal(in, out).empty()) {
+      const auto rows = static_cast<double>(spec_.local_tokens());
+      const auto other = std::max(rows, static_cast<double>(out)) * static_cast<double>(in);
+      workspace(4 * (rows * static_cast<double>(out) + other));
+    }
   }
 
   // Whole gradients in the compute dtype become what stays: shards in fp32, or, between passes of a
@@ -338,6 +346,7 @@ class StepWalk {
   const TrainingSpec& spec_;
   double shard_bytes_;
   bool offloads_;
+  bool emulates_;
   Group block_;
   Group root_;
   BlockActivations all_;
@@ -352,7 +361,9 @@ class StepWalk {
 }  // namespace
 
 MemoryPlan plan_memory(const TrainingSpec& spec, const Hardware& hardware) {
-  const LiveBytes live = StepWalk(spec, spec.cpu_offload && !hardware.is_cpu()).walk();
+  const LiveBytes live = StepWalk(spec, spec.cpu_offload && !hardware.is_cpu(),
+                                  spec.uses_float8() && hardware.fp8_flops == 0)
+                             .walk();
   MemoryPlan plan = {live.peak(), live.peak_moment(), {}};
   if (hardware.is_cpu()) {
     plan.peak.of_kind[static_cast<size_t>(Kind::kProcess)] =
