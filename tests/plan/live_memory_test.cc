@@ -132,10 +132,12 @@ TEST(LiveMemory, Recomputation) {
 }
 
 TEST(LiveMemory, Float8) {
-  for (const char* recipe : {"tensorwise", "rowwise_with_gw_hp"}) {
-    expect_planned(
-        recipe, read(kSmall, {"training.seq_len=256", "training.local_batch_size=4",
-                              std::string("float8.recipe_name=") + recipe}));
+  for (const std::string recipe : {"tensorwise", "rowwise_with_gw_hp"}) {
+    for (const std::string emulate : {"false", "true"}) {
+      expect_planned((recipe + (emulate == "true" ? ", emulated" : "")).c_str(),
+                     read(kSmall, {"training.seq_len=256", "training.local_batch_size=4",
+                                   "float8.recipe_name=" + recipe, "float8.emulate=" + emulate}));
+    }
   }
 }
 
