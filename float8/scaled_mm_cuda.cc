@@ -24,11 +24,19 @@ bool is_blockwise(const Float8TrainingTensor& x) {
 }
 
 // cuBLASLt has 1x128 with each of 1x128 and 128x128, in whole blocks.
+// torch refuses 128x128 blocks unless four of them follow each other along the contracted dimension.
+int64_t contracted_multiple(const Float8TrainingTensor& a, const Float8TrainingTensor& b) {
+  const bool squares = a.granularity == ScalingGranularity::kBlockwise128x128 ||
+                       b.granularity == ScalingGranularity::kBlockwise128x128;
+  return squares ? 4 * kBlock : kBlock;
+}
+
 bool has_blockwise_product(const Float8TrainingTensor& a, const Float8TrainingTensor& b) {
   return is_blockwise(a) && is_blockwise(b) &&
          (a.granularity == ScalingGranularity::kBlockwise1x128 ||
           b.granularity == ScalingGranularity::kBlockwise1x128) &&
-         a.cols() % kBlock == 0 && a.rows() % kSizeMultiple == 0 && b.rows() % kSizeMultiple == 0;
+         a.cols() % contracted_multiple(a, b) == 0 && a.rows() % kSizeMultiple == 0 &&
+         b.rows() % kSizeMultiple == 0;
 }
 
 // Scales of blocks in the layout that torch's product asks for: 1x128 column-major; of 128x128 each
