@@ -23,7 +23,6 @@ bool is_blockwise(const Float8TrainingTensor& x) {
          x.granularity == ScalingGranularity::kBlockwise128x128;
 }
 
-// cuBLASLt has 1x128 with each of 1x128 and 128x128, in whole blocks.
 // torch refuses 128x128 blocks unless four of them follow each other along the contracted dimension.
 int64_t contracted_multiple(const Float8TrainingTensor& a, const Float8TrainingTensor& b) {
   const bool squares = a.granularity == ScalingGranularity::kBlockwise128x128 ||
@@ -31,6 +30,7 @@ int64_t contracted_multiple(const Float8TrainingTensor& a, const Float8TrainingT
   return squares ? 4 * kBlock : kBlock;
 }
 
+// cuBLASLt has 1x128 with each of 1x128 and 128x128, in whole blocks.
 bool has_blockwise_product(const Float8TrainingTensor& a, const Float8TrainingTensor& b) {
   return is_blockwise(a) && is_blockwise(b) &&
          (a.granularity == ScalingGranularity::kBlockwise1x128 ||
