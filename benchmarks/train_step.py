@@ -2,12 +2,12 @@
 
 Usage (from the repository root):
     tools/python.sh benchmarks/train_step.py [--rounds 3] [--steps 12] [--threads 2] [--ranks 1]
-        [--compile] [--dtype bfloat16|float32] [--json FILE] [-- OVERRIDE ...]
+        [--compile] [--dtype bfloat16|float32] [--float8 tensorwise|rowwise] [--json FILE] [-- OVERRIDE ...]
 
 Each round runs every contestant once as fresh processes on configs/bench/llama_12m.yaml's model; a figure is
 the median over all rounds' steps. Times on a shared machine drift: only the ratio is worth quoting. With --ranks
-the batch and the threads are divided among them: mpirun beside torchrun with FSDP2 over Gloo. Overrides are keys of
-our configuration, such as activation_checkpoint.mode=full.
+the batch and the threads are divided among them: mpirun beside torchrun with FSDP2 over Gloo. --float8 takes torchao's recipe there, ours of that name here, and our
+own bf16 as a further contestant. Overrides are keys of our configuration, such as activation_checkpoint.mode=full.
 """
 import argparse
 import json
@@ -27,17 +27,21 @@ BATCH_SIZE = 8
 MPI_AS_ROOT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
 
 
-def narrowgauge_command(args, folder, steps):
+def narrowgauge_command(args, folder, steps, overrides=()):
     launcher = ["mpirun", "-np", str(args.ranks)] if args.ranks > 1 else []
     return [*launcher, ROOT / "narrowgauge", "train", ROOT / "configs/bench/llama_12m.yaml", f"job.run_dir={folder}/run",
             f"training.steps={steps}", f"training.num_threads={args.threads // args.ranks}",
             f"training.local_batch_size={BATCH_SIZE // args.ranks}", f"training.mixed_precision_param={args.dtype}",
-            "checkpoint.enable=false", "export.enable=false", *args.overrides]
+            "checkpoint.enable=false", "export.enable=false", *overrides, *args.overrides]
 
 
-def run_narrowgauge(args):
+def float8_overrides(args):
+    return [f"float8.recipe_name={args.float8}"] if args.float8 else []
+
+
+def run_narrowgauge(args, overrides=()):
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(narrowgauge_command(args, folder, args.steps + WARMUP_STEPS), check=True,
+        subprocess.run(narrowgauge_command(args, folder, args.steps + WARMUP_STEPS, overrides), check=True,
                        stderr=subprocess.DEVNULL, env=MPI_AS_ROOT)
         lines = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
     steps = [line for line in lines if "loss" in line]
@@ -53,6 +57,8 @@ def run_peer(args, compiled):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(args.ranks)] if args.ranks > 1 else []
     command = [sys.executable, *launcher, ROOT / "benchmarks/peers/train_step.py", f"--steps={args.steps}",
                f"--warmup={WARMUP_STEPS}", f"--threads={args.threads // args.ranks}", f"--dtype={args.dtype}"]
+    if args.float8:
+        command.append(f"--float8={args.float8}")
     output = subprocess.run(command + (["--compile"] if compiled else []), check=True, capture_output=True, text=True)
     return json.loads(output.stdout.splitlines()[-1])
 
@@ -61,7 +67,7 @@ def first_step_seconds(args):
     """Process start to the end of a process that trains one step."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        subprocess.run(narrowgauge_command(args, folder, 1), check=True, stderr=subprocess.DEVNULL, env=MPI_AS_ROOT)
+        subprocess.run(narrowgauge_command(args, folder, 1, float8_overrides(args)), check=True, stderr=subprocess.DEVNULL, env=MPI_AS_ROOT)
         return time.perf_counter() - started
 
 
@@ -73,13 +79,18 @@ def main():
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--compile", action="store_true", help="torch.compile as a third contestant")
+    parser.add_argument("--float8", choices=["tensorwise", "rowwise"], help="train in fp8 on both sides")
     parser.add_argument("--json", help="write every figure here")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     args = parser.parse_args()
     if BATCH_SIZE % args.ranks or args.threads % args.ranks:
         parser.error(f"expected --ranks that divide the batch of {BATCH_SIZE} and --threads {args.threads}")
     peer = "PyTorch FSDP2" if args.ranks > 1 else "PyTorch eager"
-    contestants = {"narrowgauge": run_narrowgauge, peer: lambda a: run_peer(a, False)}
+    if args.float8:
+        peer = peer.replace("PyTorch", "torchao")
+    contestants = {"narrowgauge": lambda a: run_narrowgauge(a, float8_overrides(a)), peer: lambda a: run_peer(a, False)}
+    if args.float8:
+        contestants["our bf16"] = run_narrowgauge
     if args.compile:
         contestants["torch.compile"] = lambda a: run_peer(a, True)
     results = {name: [] for name in contestants}
