@@ -6,8 +6,9 @@ Usage (from the repository root):
 
 Each round runs every contestant once as fresh processes on configs/bench/llama_12m.yaml's model; a figure is
 the median over all rounds' steps. Times on a shared machine drift: only the ratio is worth quoting. With --ranks
-the batch and the threads are divided among them: mpirun beside torchrun with FSDP2 over Gloo. --float8 takes torchao's recipe there, ours of that name here, and our
-own bf16 as a further contestant. Overrides are keys of our configuration, such as activation_checkpoint.mode=full.
+the batch and the threads are divided among them: mpirun beside torchrun with FSDP2 over Gloo. --float8 takes
+torchao's recipe there, ours of that name here, and our own bf16 as a further contestant. Overrides are keys of
+our configuration, such as activation_checkpoint.mode=full.
 """
 import argparse
 import json
