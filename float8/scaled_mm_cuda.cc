@@ -47,7 +47,9 @@ at::Tensor block_scales(const Float8TrainingTensor& x) {
     return scales.t().contiguous().t();
   }
   const int64_t missing_columns = (4 - scales.size(1) % 4) % 4;
-  return at::constant_pad_nd(scales, {0, missing_columns}).narrow(1, 0, scales.size(1));
+  // Row-major first: those of a transposed matrix are a view.
+  return at::constant_pad_nd(scales.contiguous(), {0, missing_columns})
+      .narrow(1, 0, scales.size(1));
 }
 
 // [rows, k] row-major with zero codes appended: a zero adds nothing to a sum.
