@@ -14,16 +14,19 @@ enum class ReduceOp { kSum, kAvg, kMax };
 //
 // Order: every rank of a communicator calls the same methods in the same order with equal element
 // counts and dtypes. Thread safety: one thread at a time uses a communicator; different ranks are
-// different objects. Blocking: CPU implementations return when the caller may reuse its tensors.
+// different objects. On the CPU a call returns when the caller may reuse its tensors; on a CUDA
+// device it is enqueued on the current stream and asynchronous to the host.
 //
-// Tensors are dense, contiguous and on the CPU; their shapes do not matter, only numel() does.
-// Gathers and broadcasts move bytes, so any dtype travels (bf16 and fp8 included). Reductions take
-// float64, float32, bfloat16, float16, int64 and int32; 16-bit floats travel as they are, are
-// summed in fp32 and rounded once. Element i of a reduction is always computed over the ranks in
-// rank order, so results depend neither on timing nor on the implementation, bit for bit.
+// Tensors are dense, contiguous and on the communicator's device; their shapes do not matter, only
+// numel() does. Gathers and broadcasts move bytes, so any dtype travels (bf16 and fp8 included).
+// Reductions take float64, float32, bfloat16, float16, int64 and int32. On the CPU 16-bit floats
+// are summed in fp32 and rounded once, and element i is always computed over the ranks in rank
+// order, so results depend neither on timing nor on the implementation, bit for bit; NCCL has an
+// order and roundings of its own.
 //
 // A wrong argument throws c10::Error on the rank that passed it. A failure of another rank is
-// reported as the implementation says: CommunicatorAborted (threads) or the end of the job (MPI).
+// reported as the implementation says: CommunicatorAborted (threads, NCCL) or the end of the job
+// (MPI; watched or not).
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -55,7 +58,7 @@ class CommunicatorAborted : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Returns when every rank has called it.
+// Returns when every rank has called it. REQUIRES: a communicator of the CPU.
 void barrier(Communicator& communicator);
 
 }  // namespace narrowgauge::comm
