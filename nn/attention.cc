@@ -3,6 +3,8 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 
+#include "nn/causal_attention.h"
+
 namespace narrowgauge::nn {
 namespace {
 
@@ -45,25 +47,27 @@ QKNorm SelfAttention::qk_norm() const {
 }
 
 at::Tensor SelfAttention::attend(const at::Tensor& x, const AttentionContext& context) {
-  const int64_t batch = x.size(0);
-  const int64_t t = x.size(1);
-  auto [q, k, v] = split_qkv_rope((*qkv_proj)(x), context.rotary, context.first_position,
-                                  {num_heads_, num_kv_heads_}, qk_norm());
+  const at::Tensor qkv = (*qkv_proj)(x);
+  return (*o_proj)(context.cache == nullptr
+                       ? causal_attention(qkv, context.rotary, head_counts(), qk_norm())
+                       : attend_to_cache(qkv, context));
+}
+
+at::Tensor SelfAttention::attend_to_cache(const at::Tensor& qkv, const AttentionContext& context) {
+  const int64_t t = qkv.size(1);
+  const int64_t length = context.cache->length();
+  const QKV heads =
+      split_qkv_rope(qkv, context.rotary, context.first_position, head_counts(), qk_norm());
   std::optional<at::Tensor> mask;
-  bool is_causal = true;
-  if (context.cache != nullptr && context.cache->length() > 0) {
-    is_causal = false;
-    if (t > 1) {
-      mask = causal_mask_behind_cache(t, context.cache->length() + t, x.device());
-    }
+  if (length > 0 && t > 1) {
+    mask = causal_mask_behind_cache(t, length + t, qkv.device());
   }
-  if (context.cache != nullptr) {
-    std::tie(k, v) = context.cache->append(layer_, k, v);
-  }
-  const at::Tensor attended = at::scaled_dot_product_attention(
-      q, k, v, mask, /*dropout_p=*/0.0, is_causal, /*scale=*/std::nullopt,
-      /*enable_gqa=*/num_heads_ != num_kv_heads_);
-  return (*o_proj)(attended.transpose(1, 2).reshape({batch, t, -1}));
+  const auto [k, v] = context.cache->append(layer_, heads.k, heads.v);
+  return at::scaled_dot_product_attention(heads.q, k, v, mask, /*dropout_p=*/0.0,
+                                          /*is_causal=*/length == 0, /*scale=*/std::nullopt,
+                                          /*enable_gqa=*/num_heads_ != num_kv_heads_)
+      .transpose(1, 2)
+      .flatten(2);
 }
 
 }  // namespace narrowgauge::nn

@@ -37,8 +37,11 @@ class SelfAttention : public Layer {
   std::shared_ptr<RMSNorm> k_norm;
 
  private:
+  HeadCounts head_counts() const { return {num_heads_, num_kv_heads_}; }
   QKNorm qk_norm() const;
   at::Tensor attend(const at::Tensor& x, const AttentionContext& context);
+  // REQUIRES: context.cache. qkv: [batch, t, (num_heads + 2 num_kv_heads) * head_dim].
+  at::Tensor attend_to_cache(const at::Tensor& qkv, const AttentionContext& context);
 
   int64_t layer_;
   int64_t num_heads_;

@@ -53,27 +53,6 @@ at::Tensor inverse_frequencies(const TransformerConfig& config) {
   return llama3_frequencies(inv_freq, config);
 }
 
-void check_arguments(const at::Tensor& qkv, const RotaryTable& table, int64_t begin,
-                     HeadCounts heads, const QKNorm& norm) {
-  TORCH_CHECK(table.cos.dim() == 2 && table.cos.sizes() == table.sin.sizes() &&
-                  table.cos.scalar_type() == at::kFloat && table.sin.scalar_type() == at::kFloat &&
-                  table.cos.is_contiguous() && table.sin.is_contiguous(),
-              "expected a table of contiguous fp32 [max_len, head_dim / 2], got ",
-              table.cos.sizes(), " and ", table.sin.sizes(), "; use make_rotary_table");
-  TORCH_CHECK(qkv.dim() == 3, "expected qkv of shape [B, T, (H + 2 * KV) * D], got ", qkv.sizes());
-  const int64_t head_dim = 2 * table.cos.size(1);
-  TORCH_CHECK(heads.num_heads > 0 && heads.num_kv_heads > 0, "expected at least one head, got ",
-              heads.num_heads, " and ", heads.num_kv_heads, " key/value heads");
-  const int64_t width = (heads.num_heads + 2 * heads.num_kv_heads) * head_dim;
-  TORCH_CHECK(qkv.size(2) == width, "expected rows of (", heads.num_heads, " + 2 * ",
-              heads.num_kv_heads, ") * ", head_dim, " = ", width, " channels, got ", qkv.size(2));
-  TORCH_CHECK(begin >= 0 && begin + qkv.size(1) <= table.cos.size(0), "expected positions below ",
-              table.cos.size(0), ", got ", begin, " to ", begin + qkv.size(1) - 1,
-              "; make the rotary table longer");
-  TORCH_CHECK(norm.q_weight.defined() == norm.k_weight.defined(),
-              "expected both q and k norm weights or neither");
-}
-
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
@@ -162,7 +141,35 @@ struct SplitQkvRope : torch::autograd::Function<SplitQkvRope> {
   }
 };
 
-// q and k heads normalised, in qkv's layout.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  const auto halves = x.chunk(2, -1);
+  return at::cat(
+      {halves[0].mul(cos).sub(halves[1].mul(sin)), halves[1].mul(cos).add(halves[0].mul(sin))}, -1);
+}
+
+}  // namespace
+
+void check_qkv(const at::Tensor& qkv, const RotaryTable& table, int64_t begin, HeadCounts heads,
+               const QKNorm& norm) {
+  TORCH_CHECK(table.cos.dim() == 2 && table.cos.sizes() == table.sin.sizes() &&
+                  table.cos.scalar_type() == at::kFloat && table.sin.scalar_type() == at::kFloat &&
+                  table.cos.is_contiguous() && table.sin.is_contiguous(),
+              "expected a table of contiguous fp32 [max_len, head_dim / 2], got ",
+              table.cos.sizes(), " and ", table.sin.sizes(), "; use make_rotary_table");
+  TORCH_CHECK(qkv.dim() == 3, "expected qkv of shape [B, T, (H + 2 * KV) * D], got ", qkv.sizes());
+  const int64_t head_dim = 2 * table.cos.size(1);
+  TORCH_CHECK(heads.num_heads > 0 && heads.num_kv_heads > 0, "expected at least one head, got ",
+              heads.num_heads, " and ", heads.num_kv_heads, " key/value heads");
+  const int64_t width = (heads.num_heads + 2 * heads.num_kv_heads) * head_dim;
+  TORCH_CHECK(qkv.size(2) == width, "expected rows of (", heads.num_heads, " + 2 * ",
+              heads.num_kv_heads, ") * ", head_dim, " = ", width, " channels, got ", qkv.size(2));
+  TORCH_CHECK(begin >= 0 && begin + qkv.size(1) <= table.cos.size(0), "expected positions below ",
+              table.cos.size(0), ", got ", begin, " to ", begin + qkv.size(1) - 1,
+              "; make the rotary table longer");
+  TORCH_CHECK(norm.q_weight.defined() == norm.k_weight.defined(),
+              "expected both q and k norm weights or neither");
+}
+
 at::Tensor normalize_heads(const at::Tensor& qkv, HeadCounts heads, const QKNorm& norm) {
   const at::Tensor split =
       qkv.unflatten(2, {heads.num_heads + 2 * heads.num_kv_heads, norm.q_weight.numel()});
@@ -174,14 +181,6 @@ at::Tensor normalize_heads(const at::Tensor& qkv, HeadCounts heads, const QKNorm
       .flatten(2);
 }
 
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const auto halves = x.chunk(2, -1);
-  return at::cat(
-      {halves[0].mul(cos).sub(halves[1].mul(sin)), halves[1].mul(cos).add(halves[0].mul(sin))}, -1);
-}
-
-}  // namespace
-
 RotaryTable make_rotary_table(const TransformerConfig& config, int64_t max_len) {
   TORCH_CHECK(config.head_dim > 0 && config.head_dim % 2 == 0,
               "expected an even head_dim above 0, got ", config.head_dim);
@@ -192,7 +191,7 @@ RotaryTable make_rotary_table(const TransformerConfig& config, int64_t max_len) 
 
 QKV split_qkv_rope_reference(const at::Tensor& qkv, const RotaryTable& table, int64_t begin,
                              HeadCounts heads, const QKNorm& norm) {
-  check_arguments(qkv, table, begin, heads, norm);
+  check_qkv(qkv, table, begin, heads, norm);
   const auto compute = qkv.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const int64_t length = qkv.size(1);
   const at::Tensor split =
@@ -216,7 +215,7 @@ QKV split_qkv_rope(const at::Tensor& qkv, const RotaryTable& table, int64_t begi
   if (!has_kernel(qkv)) {
     return split_qkv_rope_reference(qkv, table, begin, heads, norm);
   }
-  check_arguments(qkv, table, begin, heads, norm);
+  check_qkv(qkv, table, begin, heads, norm);
   const int64_t length = qkv.size(1);
   tensor_list heads_out =
       SplitQkvRope::apply(norm.q_weight.defined() ? normalize_heads(qkv, heads, norm) : qkv,

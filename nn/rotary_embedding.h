@@ -38,6 +38,14 @@ struct QKNorm {
   double eps = 1e-6;
 };
 
+// Throws unless qkv, table, heads and norm fit together as split_qkv_rope wants them.
+void check_qkv(const at::Tensor& qkv, const RotaryTable& table, int64_t begin, HeadCounts heads,
+               const QKNorm& norm);
+
+// qkv ([B, T, (H + 2 * KV) * D]) with the heads of q and k normalised, v as it is. REQUIRES: norm
+// has weights.
+at::Tensor normalize_heads(const at::Tensor& qkv, HeadCounts heads, const QKNorm& norm);
+
 // Splits the output of qkv_proj into heads and rotates q and k by their positions: with
 // (a, b) = the halves of a head, (a cos - b sin, b cos + a sin); fp32 inside, one rounding.
 // qkv: [B, T, (H + 2 * KV) * D] bf16 or fp32; row t has position begin + t.

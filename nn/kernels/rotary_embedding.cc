@@ -1,25 +1,11 @@
 #include "nn/kernels/rotary_embedding.h"
 
-#include "nn/kernels/vector_math.h"
+#include "nn/kernels/rotate_head.h"
 
 // Traffic in bf16, bytes an element of qkv: 4 in either direction.
 
 namespace narrowgauge::nn::kernels {
 namespace {
-
-// Half-split rotation by +angle (forward) or -angle (backward: the inverse is the transpose).
-template <typename T, bool kBack>
-NG_INLINE void rotate_head(const T* __restrict in, T* __restrict out, const float* __restrict cos,
-                           const float* __restrict sin, int64_t half) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < half; ++i) {
-    const float a = to_float(in[i]);
-    const float b = to_float(in[i + half]);
-    const float s = kBack ? -sin[i] : sin[i];
-    out[i] = from_float<T>(a * cos[i] - b * s);
-    out[i + half] = from_float<T>(b * cos[i] + a * s);
-  }
-}
 
 template <typename T>
 NG_INLINE void copy_head(const T* __restrict in, T* __restrict out, int64_t head_dim) {
@@ -43,10 +29,12 @@ NG_INLINE void split_rows(const T* qkv, const QkvHeads<T>& out, const float* cos
     const int64_t t = row % shape.length;
     const T* in = qkv + row * (shape.num_heads + 2 * shape.num_kv_heads) * d;
     for (int64_t h = 0; h < shape.num_heads; ++h, in += d) {
-      rotate_head<T, false>(in, head_at(out.q, batch, h, t), cos + t * half, sin + t * half, half);
+      rotate_head<T, T, false>(in, head_at(out.q, batch, h, t), cos + t * half, sin + t * half,
+                               half);
     }
     for (int64_t h = 0; h < shape.num_kv_heads; ++h, in += d) {
-      rotate_head<T, false>(in, head_at(out.k, batch, h, t), cos + t * half, sin + t * half, half);
+      rotate_head<T, T, false>(in, head_at(out.k, batch, h, t), cos + t * half, sin + t * half,
+                               half);
     }
     for (int64_t h = 0; h < shape.num_kv_heads; ++h, in += d) {
       copy_head(in, head_at(out.v, batch, h, t), d);
@@ -64,12 +52,12 @@ NG_INLINE void join_rows(const QkvHeads<const T>& grads, T* grad_qkv, const floa
     const int64_t t = row % shape.length;
     T* out = grad_qkv + row * (shape.num_heads + 2 * shape.num_kv_heads) * d;
     for (int64_t h = 0; h < shape.num_heads; ++h, out += d) {
-      rotate_head<T, true>(head_at(grads.q, batch, h, t), out, cos + t * half, sin + t * half,
-                           half);
+      rotate_head<T, T, true>(head_at(grads.q, batch, h, t), out, cos + t * half, sin + t * half,
+                              half);
     }
     for (int64_t h = 0; h < shape.num_kv_heads; ++h, out += d) {
-      rotate_head<T, true>(head_at(grads.k, batch, h, t), out, cos + t * half, sin + t * half,
-                           half);
+      rotate_head<T, T, true>(head_at(grads.k, batch, h, t), out, cos + t * half, sin + t * half,
+                              half);
     }
     for (int64_t h = 0; h < shape.num_kv_heads; ++h, out += d) {
       copy_head(head_at(grads.v, batch, h, t), out, d);
