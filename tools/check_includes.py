@@ -17,14 +17,14 @@ ALLOWED = {
     "comm": {"comm"},
     "fsdp": {"fsdp", "nn", "comm"},
     "float8": {"float8", "nn", "comm", "fsdp", "vectorize", "cuda"},
-    "qat": {"qat", "nn", "float8", "vectorize", "cuda"},
-    "quantization": {"quantization", "nn", "qat", "vectorize", "cuda"},
+    "checkpoint": {"checkpoint", "nn", "comm"},
+    "quantization": {"quantization", "nn", "float8", "checkpoint", "vectorize", "cuda"},
+    "qat": {"qat", "quantization", "nn", "comm", "fsdp", "checkpoint", "vectorize", "cuda"},
     "sparsity": {"sparsity", "nn", "vectorize", "cuda"},
     "optim": {"optim", "comm", "vectorize", "cuda"},
     "data": {"data"},
     "plan": {"plan", "nn"},
     "report": {"report"},
-    "checkpoint": {"checkpoint", "nn", "comm"},
     "export": {"export", "nn", "qat", "quantization", "sparsity", "checkpoint", "data"},
 }
 EVERYTHING = set(ALLOWED) | {"trainer"}
