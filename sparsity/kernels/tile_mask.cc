@@ -1,0 +1,307 @@
+#include "sparsity/kernels/tile_mask.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "vectorize/bfloat16.h"
+#include "vectorize/target_clones.h"
+
+// Sixteen tiles side by side (64 columns of a strip of four rows) are decided at once: a tile a lane,
+// straight-line code without branches, which the compiler turns into vectors.
+//
+// kOptimal does not look at 90 patterns. Two rows of two kept elements use the four columns in one of
+// 19 ways (how often each: 2+2, 2+1+1, 1+1+1+1 in any order), and the lower two rows must use them
+// the complementary way. So: 36 sums for the upper half, 36 for the lower, the best of each of the 19
+// ways, and 19 sums of two.
+namespace narrowgauge::sparsity::kernels {
+namespace {
+
+using vectorize::to_float;
+
+constexpr int kLanes = 16;
+constexpr int kPairs = 6;    // of columns, that one row may keep
+constexpr int kHalves = 36;  // choices of two rows
+constexpr int kUses = 19;    // of the columns by two rows
+
+constexpr std::array<int, kPairs> kPairColumns[2] = {{0, 0, 0, 1, 1, 2}, {1, 2, 3, 2, 3, 3}};
+
+constexpr int pair_mask(int pair) { return 1 << kPairColumns[0][pair] | 1 << kPairColumns[1][pair]; }
+
+// How often each column is used, in base 3.
+constexpr int column_use(int first, int second) {
+  constexpr int kDigit[4] = {1, 3, 9, 27};
+  return kDigit[kPairColumns[0][first]] + kDigit[kPairColumns[1][first]] +
+         kDigit[kPairColumns[0][second]] + kDigit[kPairColumns[1][second]];
+}
+
+// Choices of two rows in the order of their use of the columns: those of use u are
+// [begin[u], begin[u + 1]); complement[u] is the use that fills u up to two everywhere.
+struct HalfTable {
+  int first[kHalves];
+  int second[kHalves];
+  int begin[kUses + 1];
+  int complement[kUses];
+};
+
+constexpr HalfTable make_half_table() {
+  HalfTable table{};
+  int uses[kUses] = {};
+  int num_uses = 0;
+  int num_halves = 0;
+  constexpr int kAllTwice = 2 * (1 + 3 + 9 + 27);
+  for (int use = 0; use <= kAllTwice; ++use) {
+    const int begin = num_halves;
+    for (int half = 0; half < kHalves; ++half) {
+      if (column_use(half / kPairs, half % kPairs) == use) {
+        table.first[num_halves] = half / kPairs;
+        table.second[num_halves] = half % kPairs;
+        ++num_halves;
+      }
+    }
+    if (num_halves > begin) {
+      table.begin[num_uses] = begin;
+      uses[num_uses++] = use;
+    }
+  }
+  table.begin[num_uses] = num_halves;
+  for (int u = 0; u < kUses; ++u) {
+    for (int v = 0; v < kUses; ++v) {
+      if (uses[u] + uses[v] == kAllTwice) {
+        table.complement[u] = v;
+      }
+    }
+  }
+  return table;
+}
+
+constexpr HalfTable kHalfTable = make_half_table();
+
+// Sixteen tiles: [element of the tile, row-major][tile].
+template <typename Value>
+struct Tiles {
+  alignas(64) Value value[16][kLanes];
+};
+
+using Masks = std::array<uint32_t, kLanes>;  // of 16 bits: bit 4 row + column
+
+// Index sequence loops unroll fully, so that every table entry is a constant of the code.
+template <int count, typename Body>
+NG_INLINE void unrolled(const Body& body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) NG_INLINE_LAMBDA {
+    (body(std::integral_constant<int, i>{}), ...);
+  }(std::make_integer_sequence<int, count>{});
+}
+
+// The best two rows for each use of the columns, of rows `row` and `row + 1`.
+struct BestHalves {
+  float sum[kUses];
+  uint32_t mask[kUses];  // 8 bits
+};
+
+template <int row>
+NG_INLINE BestHalves best_halves(const Tiles<float>& tiles, int lane) {
+  float pair_sum[2][kPairs];
+  unrolled<kPairs>([&](auto pair) NG_INLINE_LAMBDA {
+    for (int r = 0; r < 2; ++r) {
+      pair_sum[r][pair] = tiles.value[4 * (row + r) + kPairColumns[0][pair]][lane] +
+                          tiles.value[4 * (row + r) + kPairColumns[1][pair]][lane];
+    }
+  });
+  BestHalves best;
+  unrolled<kUses>([&](auto use) NG_INLINE_LAMBDA {
+    constexpr int kBegin = kHalfTable.begin[use];
+    constexpr int kCount = kHalfTable.begin[use + 1] - kBegin;
+    unrolled<kCount>([&](auto i) NG_INLINE_LAMBDA {
+      constexpr int kFirst = kHalfTable.first[kBegin + i];
+      constexpr int kSecond = kHalfTable.second[kBegin + i];
+      constexpr uint32_t kMask = pair_mask(kFirst) | pair_mask(kSecond) << 4;
+      const float sum = pair_sum[0][kFirst] + pair_sum[1][kSecond];
+      const bool better = i == 0 || sum > best.sum[use];
+      best.sum[use] = better ? sum : best.sum[use];
+      best.mask[use] = better ? kMask : best.mask[use];
+    });
+  });
+  return best;
+}
+
+NG_INLINE void choose_optimal(const Tiles<float>& tiles, Masks& masks) {
+#pragma GCC ivdep
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const BestHalves upper = best_halves<0>(tiles, lane);
+    const BestHalves lower = best_halves<2>(tiles, lane);
+    float best = 0;
+    uint32_t mask = 0;
+    unrolled<kUses>([&](auto use) NG_INLINE_LAMBDA {
+      constexpr int kComplement = kHalfTable.complement[use];
+      const float sum = upper.sum[use] + lower.sum[kComplement];
+      const bool better = use == 0 || sum > best;
+      best = better ? sum : best;
+      mask = better ? (upper.mask[use] | lower.mask[kComplement] << 8) : mask;
+    });
+    masks[lane] = mask;
+  }
+}
+
+// Batcher's odd-even merge sort of 16, descending. Key: the value's order above, 15 - index below,
+// so that all keys differ and the first of equals comes first.
+struct SortingNetwork {
+  int size;
+  int upper[64];
+  int lower[64];
+};
+
+constexpr SortingNetwork make_sorting_network() {
+  SortingNetwork network{};
+  for (int p = 1; p < 16; p *= 2) {
+    for (int k = p; k >= 1; k /= 2) {
+      for (int j = k % p; j + k < 16; j += 2 * k) {
+        for (int i = j; i < j + k && i + k < 16; ++i) {
+          if (i / (2 * p) == (i + k) / (2 * p)) {
+            network.upper[network.size] = i;
+            network.lower[network.size++] = i + k;
+          }
+        }
+      }
+    }
+  }
+  return network;
+}
+
+constexpr SortingNetwork kSortingNetwork = make_sorting_network();
+
+template <typename Key>
+NG_INLINE void sort_keys(Key (&key)[16]) {
+  unrolled<kSortingNetwork.size>([&](auto comparator) NG_INLINE_LAMBDA {
+    Key& upper = key[kSortingNetwork.upper[comparator]];
+    Key& lower = key[kSortingNetwork.lower[comparator]];
+    const Key larger = upper > lower ? upper : lower;
+    lower = upper > lower ? lower : upper;
+    upper = larger;
+  });
+}
+
+// `room`: how many elements each of the four rows (bits 0 to 7, two bits each) and columns (bits 8 to
+// 15) may still take.
+template <typename Key>
+NG_INLINE void choose_greedily(const Tiles<Key>& tiles, uint32_t room_of_tile, Masks& masks) {
+#pragma GCC ivdep
+  for (int lane = 0; lane < kLanes; ++lane) {
+    Key key[16];
+    unrolled<16>([&](auto i) NG_INLINE_LAMBDA { key[i] = tiles.value[i][lane]; });
+    sort_keys(key);
+    uint32_t room = room_of_tile;
+    uint32_t mask = 0;
+    unrolled<16>([&](auto i) NG_INLINE_LAMBDA {
+      const uint32_t index = 15U - (static_cast<uint32_t>(key[i]) & 15U);
+      const uint32_t row_shift = index / 4 * 2;
+      const uint32_t column_shift = 8 + index % 4 * 2;
+      const uint32_t row_room = room >> row_shift;
+      const uint32_t column_room = room >> column_shift;
+      const uint32_t take = (row_room | row_room >> 1) & (column_room | column_room >> 1) & 1U;
+      room -= take << row_shift | take << column_shift;
+      mask |= take << index;
+    });
+    masks[lane] = mask;
+  }
+}
+
+constexpr uint32_t kTwoEach = 0xaaaa;
+constexpr uint32_t kRows1122 = 0xaaa5;
+
+// Bits whose order as an unsigned number is the order of the values, absolute or signed.
+template <bool is_signed>
+NG_INLINE uint32_t order_of(uint16_t x) {
+  if constexpr (is_signed) {
+    return (x & 0x8000U) != 0 ? 0xffffU & ~static_cast<uint32_t>(x) : x | 0x8000U;
+  }
+  return x & 0x7fffU;
+}
+
+template <bool is_signed>
+NG_INLINE uint32_t order_of(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  if constexpr (is_signed) {
+    return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+  }
+  return bits & 0x7fffffffU;
+}
+
+template <typename T>
+using KeyOf = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+
+template <bool is_signed, typename T>
+NG_INLINE void load_keys(const T (&strip)[4][4 * kLanes], Tiles<KeyOf<T>>& tiles) {
+  for (int row = 0; row < 4; ++row) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      unrolled<4>([&](auto col) NG_INLINE_LAMBDA {
+        const KeyOf<T> order = order_of<is_signed>(strip[row][4 * lane + col]);
+        tiles.value[4 * row + col][lane] = order << 4 | static_cast<KeyOf<T>>(15 - 4 * row - col);
+      });
+    }
+  }
+}
+
+template <typename T>
+NG_INLINE void choose(const T (&strip)[4][4 * kLanes], TileAlgorithm algorithm, Masks& masks) {
+  if (algorithm == TileAlgorithm::kOptimal) {
+    Tiles<float> tiles;
+    for (int row = 0; row < 4; ++row) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        unrolled<4>([&](auto col) NG_INLINE_LAMBDA {
+          const float value = to_float(strip[row][4 * lane + col]);
+          tiles.value[4 * row + col][lane] = value * value;
+        });
+      }
+    }
+    choose_optimal(tiles, masks);
+    return;
+  }
+  Tiles<KeyOf<T>> tiles;
+  if (algorithm == TileAlgorithm::kLargestValuesGreedy) {
+    load_keys<true>(strip, tiles);
+  } else {
+    load_keys<false>(strip, tiles);
+  }
+  choose_greedily(tiles, algorithm == TileAlgorithm::kCausal1122 ? kRows1122 : kTwoEach, masks);
+}
+
+template <typename T>
+NG_INLINE void mask_rows(const T* weight, int64_t row_stride, int64_t rows, int64_t cols,
+                         TileAlgorithm algorithm, uint8_t* bits) {
+  for (int64_t row = 0; row < rows; row += 4) {
+    for (int64_t col = 0; col < cols; col += 4 * kLanes) {
+      const int64_t width = std::min<int64_t>(4 * kLanes, cols - col);
+      T strip[4][4 * kLanes] = {};
+      for (int64_t r = 0; r < 4; ++r) {
+        std::memcpy(strip[r], weight + (row + r) * row_stride + col, width * sizeof(T));
+      }
+      Masks masks;
+      choose(strip, algorithm, masks);
+      for (int64_t r = 0; r < 4; ++r) {
+        for (int64_t byte = 0; byte < width / 8; ++byte) {
+          const uint32_t low = masks[2 * byte] >> 4 * r & 15U;
+          const uint32_t high = masks[2 * byte + 1] >> 4 * r & 15U;
+          bits[(row + r) * (cols / 8) + col / 8 + byte] = static_cast<uint8_t>(low | high << 4);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+NG_TARGET_CLONES void tile_mask(const float* weight, int64_t row_stride, int64_t rows, int64_t cols,
+                                TileAlgorithm algorithm, uint8_t* bits) {
+  mask_rows(weight, row_stride, rows, cols, algorithm, bits);
+}
+
+NG_TARGET_CLONES void tile_mask(const uint16_t* weight, int64_t row_stride, int64_t rows,
+                                int64_t cols, TileAlgorithm algorithm, uint8_t* bits) {
+  mask_rows(weight, row_stride, rows, cols, algorithm, bits);
+}
+
+}  // namespace narrowgauge::sparsity::kernels
