@@ -83,7 +83,7 @@ class SparseGpt {
         keep.narrow(1, i, pattern_.group).copy_(keep_of_group(col));
       }
       const at::Tensor column = block.select(1, i);
-      const at::Tensor pruned = column.mul(keep.select(1, i));
+      const at::Tensor pruned = column.masked_fill(keep.select(1, i).logical_not(), 0);
       const at::Tensor error = column.sub(pruned).div(diagonal_[col]);
       const at::Tensor row = factor_[col].narrow(0, col, end - col);
       block.narrow(1, i, end - col).sub_(at::outer(error, row));

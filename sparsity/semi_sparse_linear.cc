@@ -125,17 +125,28 @@ SemiSparseLinear::SemiSparseLinear(const nn::Linear& source, const SemiSparseOpt
               spec.out_features, " and ", spec.in_features, "; leave this linear dense");
 }
 
+const at::Tensor& SemiSparseLinear::mask() const {
+  if (device_mask_.defined()) {
+    const at::NoGradGuard no_grad;
+    mask_.copy_(device_mask_);
+  }
+  return mask_;
+}
+
 at::Tensor SemiSparseLinear::forward(const at::Tensor& x) {
   if (!is_sparse_) {
     return nn::Linear::forward(x);
   }
   if (refresh_) {
     const at::NoGradGuard no_grad;
-    mask_.copy_(semi_structured_mask(weight.detach(), options.algorithm));
+    device_mask_ = semi_structured_mask(weight.detach(), options.algorithm);
     refresh_ = false;
+  } else if (!device_mask_.defined()) {
+    device_mask_ = mask_.to(weight.device(), mask_.scalar_type(), /*non_blocking=*/false,
+                            /*copy=*/true);
   }
   const at::Tensor y = MaskedLinear::apply(as_matrix(x, spec.in_features), weight,
-                                           optional_bias(*this), mask_,
+                                           optional_bias(*this), device_mask_,
                                            options.gradient == GradientType::kMasked,
                                            options.sr_ste_decay);
   return with_sizes_of(y, x);

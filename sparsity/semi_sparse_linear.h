@@ -36,13 +36,14 @@ class SemiSparseLinear : public nn::Linear {
   void set_sparse(bool is_sparse) { is_sparse_ = is_sparse; }
   bool is_sparse() const { return is_sparse_; }
 
-  // The next forward makes a new mask from the weight. True at first.
-  void refresh_mask() { refresh_ = true; }
+  // Whether the next forward makes a new mask from the weight. It does at first.
+  void set_refresh_mask(bool refresh) { refresh_ = refresh; }
 
-  // uint8 [out, in / 8], a CPU tensor that stays the same one: a checkpoint saves and fills it.
-  const at::Tensor& mask() const { return mask_; }
-  // What mask() holds is used from now on, until refresh_mask.
-  void keep_mask() { refresh_ = false; }
+  // uint8 [out, in / 8], a CPU tensor that stays the same one: a checkpoint saves and fills it. Waits
+  // for a GPU.
+  const at::Tensor& mask() const;
+  // What was written into mask() is used from now on.
+  void take_mask() { device_mask_ = at::Tensor(); }
 
   SemiSparseOptions options;
 
@@ -51,6 +52,7 @@ class SemiSparseLinear : public nn::Linear {
 
  private:
   at::Tensor mask_;
+  at::Tensor device_mask_;  // where the weight is; undefined before use
   bool is_sparse_ = true;
   bool refresh_ = true;
 };

@@ -11,8 +11,10 @@
 #include <atomic>
 #include <vector>
 
+#include "cuda/launch_scope.h"
 #include "nn/kernel_dispatch.h"
 #include "sparsity/kernels/semi_structured.h"
+#include "sparsity/kernels/tile_mask_cuda.h"
 
 namespace narrowgauge::sparsity {
 namespace {
@@ -23,8 +25,11 @@ using nn::mutable_pointer;
 void check_matrix(const at::Tensor& x) {
   TORCH_CHECK(x.dim() == 2 && has_semi_structured_shape(x.size(0), x.size(1)),
               "expected [rows, cols] with rows a multiple of 4 and cols of 8, got ", x.sizes());
-  TORCH_CHECK(x.is_cpu() && nn::has_kernel(x), "expected fp32 or bf16 on the CPU, got ", x.dtype(),
-              " on ", x.device());
+  TORCH_CHECK(nn::has_kernel(x), "expected fp32 or bf16, got ", x.dtype(), " on ", x.device());
+}
+
+void check_cpu(const at::Tensor& x) {
+  TORCH_CHECK(x.is_cpu(), "expected a tensor on the CPU, got one on ", x.device());
 }
 
 void check_mask(const at::Tensor& mask, int64_t rows, int64_t cols) {
@@ -124,6 +129,12 @@ at::Tensor semi_structured_mask(const at::Tensor& weight, TileAlgorithm algorith
   const at::Tensor mask = at::empty({matrix.size(0), cols / 8}, matrix.options().dtype(at::kByte));
   nn::with_element_type(matrix, [&](auto element) {
     using T = decltype(element);
+    if (matrix.is_cuda()) {
+      const cuda::LaunchScope scope(matrix);
+      kernels::tile_mask<T>(const_pointer<T>(matrix), matrix.size(0), cols, algorithm,
+                            mutable_pointer<uint8_t>(mask), nullptr, scope.stream());
+      return;
+    }
     for_strips(matrix.size(0), cols, [&](int64_t row, int64_t count) {
       kernels::tile_mask(const_pointer<T>(matrix) + row * cols, cols, count, cols, algorithm,
                          mutable_pointer<uint8_t>(mask) + row * (cols / 8));
@@ -134,6 +145,7 @@ at::Tensor semi_structured_mask(const at::Tensor& weight, TileAlgorithm algorith
 
 at::Tensor semi_structured_mask_reference(const at::Tensor& weight, TileAlgorithm algorithm) {
   check_matrix(weight);
+  check_cpu(weight);
   const at::Tensor matrix = weight.to(at::kDouble).contiguous();
   const auto values = matrix.accessor<double, 2>();
   const at::Tensor keep = at::zeros(matrix.sizes(), at::kBool);
@@ -156,6 +168,12 @@ at::Tensor apply_mask(const at::Tensor& weight, const at::Tensor& mask) {
   const at::Tensor out = at::empty_like(matrix);
   nn::with_element_type(matrix, [&](auto element) {
     using T = decltype(element);
+    if (matrix.is_cuda()) {
+      const cuda::LaunchScope scope(matrix);
+      kernels::apply_mask<T>(const_pointer<T>(matrix), const_pointer<uint8_t>(mask),
+                             mutable_pointer<T>(out), matrix.numel(), scope.stream());
+      return;
+    }
     const int64_t cols = matrix.size(1);
     for_strips(matrix.size(0), cols, [&](int64_t row, int64_t count) {
       kernels::apply_mask(const_pointer<T>(matrix) + row * cols,
@@ -182,6 +200,7 @@ at::Tensor unpack_mask(const at::Tensor& mask) {
 
 SemiStructuredTensor compress(const at::Tensor& weight, const at::Tensor& mask) {
   check_matrix(weight);
+  check_cpu(weight);
   check_mask(mask, weight.size(0), weight.size(1));
   const at::Tensor matrix = weight.contiguous();
   const int64_t cols = matrix.size(1);
@@ -207,6 +226,7 @@ SemiStructuredTensor compress(const at::Tensor& weight, const at::Tensor& mask) 
 
 SemiStructuredTensor prune_and_compress(const at::Tensor& weight, TileAlgorithm algorithm) {
   check_matrix(weight);
+  check_cpu(weight);
   const at::Tensor matrix = weight.contiguous();
   const int64_t cols = matrix.size(1);
   const SemiStructuredTensor packed{

@@ -11,8 +11,10 @@
 #include "nn/activation_checkpoint.h"
 #include "nn/initialize.h"
 #include "optim/group_rule.h"
+#include "trainer/config_check.h"
 #include "trainer/dtype.h"
 #include "trainer/float8_conversion.h"
+#include "trainer/sparsity_conversion.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -107,6 +109,7 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
   if (mesh.world().rank() == 0) {
     describe_float8(config, decisions);
   }
+  const int64_t num_sparse = convert_to_sparse(config.sparsity, *model, mesh.world().rank() == 0);
   const auto checkpoint = checkpoint_options(config.activation_checkpoint);
   nn::apply_activation_checkpoint(*model, checkpoint);
   const bool recomputed = checkpoint.mode == nn::CheckpointMode::kFull;
@@ -119,6 +122,11 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
   BuiltModel built{model, {}};
   if (!decisions.empty()) {
     built.actions.push_back(make_float8_action(config.float8, *model, mesh));
+  }
+  if (num_sparse > 0) {
+    const RankPlan plan = plan_ranks(config, mesh.world().size());
+    built.actions.push_back(make_sparsity_action(config.sparsity, *model,
+                                                 plan.world_size() * plan.accumulation_steps));
   }
   return built;
 }

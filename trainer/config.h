@@ -106,6 +106,18 @@ struct Float8Config {
   int64_t health_interval = 100;
 };
 
+// 2:4 sparse linears while training.
+struct SparsityConfig {
+  std::string kind = "none";
+  std::string algorithm = "optimal";
+  std::string gradient = "straight_through";
+  double sr_ste_decay = 0;
+  int64_t start_step = 1;
+  int64_t end_step = 0;  // 0: the last
+  int64_t mask_interval = 1;
+  std::vector<std::string> filter_fqns = {"lm_head"};
+};
+
 struct CommConfig {
   int64_t init_timeout_seconds = 1800;
   int64_t train_timeout_seconds = 300;
@@ -153,6 +165,7 @@ struct TrainConfig {
   LrSchedulerConfig lr_scheduler;
   ParallelismConfig parallelism;
   Float8Config float8;
+  SparsityConfig sparsity;
   ActivationCheckpointConfig activation_checkpoint;
   CommConfig comm;
   CheckpointConfig checkpoint;
@@ -164,6 +177,8 @@ struct TrainConfig {
 
 // float8.recipe_name of a run without fp8.
 inline constexpr const char* kNoFloat8 = "none";
+// sparsity.kind of a dense run.
+inline constexpr const char* kNoSparsity = "none";
 
 // The one source in data.train that is no file: uniformly random token ids, for benchmarks.
 inline constexpr const char* kRandomTokens = "random_tokens";

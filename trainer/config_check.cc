@@ -198,6 +198,30 @@ Problem find_float8_problem(const TrainConfig& config) {
   return std::nullopt;
 }
 
+// Which of the conversions go together on one linear is a matter of what their layers compute: so far
+// none of a 2:4 linear's products is in fp8.
+Problem find_sparsity_problem(const TrainConfig& config) {
+  const SparsityConfig& sparsity = config.sparsity;
+  if (sparsity.kind == kNoSparsity) {
+    return std::nullopt;
+  }
+  if (config.float8.recipe_name != kNoFloat8) {
+    return {{"sparsity.kind", "expected none with float8.recipe_name " +
+                                  config.float8.recipe_name + ", got " + sparsity.kind +
+                                  "; a linear is either"}};
+  }
+  if (sparsity.end_step != 0 && sparsity.end_step < sparsity.start_step) {
+    return {{"sparsity.end_step", "expected 0 or at least sparsity.start_step " +
+                                      std::to_string(sparsity.start_step) + ", got " +
+                                      std::to_string(sparsity.end_step)}};
+  }
+  if (sparsity.gradient == "masked" && sparsity.sr_ste_decay != 0) {
+    return {{"sparsity.sr_ste_decay",
+             "expected 0 with sparsity.gradient masked, which leaves masked weights alone"}};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 void complete(TrainConfig& config) {
@@ -225,7 +249,7 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& config) {
     problem = find_shape_problem(config.model);
   }
   for (const auto find : {find_tokenizer_problem, find_data_problem, find_training_problem,
-                          find_optimizer_problem, find_float8_problem}) {
+                          find_optimizer_problem, find_float8_problem, find_sparsity_problem}) {
     problem = problem ? problem : find(config);
   }
   return problem;

@@ -58,6 +58,7 @@ const std::vector<ConfigSection>& sections() {
       {"optimizer", "the update rule"},
       {"lr_scheduler", "the learning rate over the run: warm-up, stable, decay"},
       {"float8", "linears that compute in 8-bit floating point; see docs/FLOAT8.md"},
+      {"sparsity", "2:4 sparse linears; see docs/SPARSITY.md"},
       {"parallelism", "the mesh of ranks"},
       {"activation_checkpoint", "memory saved by computing parts of forward again in backward"},
       {"comm", "what the ranks wait for each other, and what is left when one is lost"},
@@ -297,6 +298,37 @@ std::vector<ConfigKey> float8_keys() {
   };
 }
 
+std::vector<ConfigKey> sparsity_keys() {
+  using S = SparsityConfig;
+  return {
+      {"sparsity", "kind",
+       TextKey{field<&C::sparsity, &S::kind>,
+               {"none", "semi_structured", "semi_structured_activation"}},
+       "", "what of a linear is 2:4: its weight, or its input", "sparsity.type"},
+      {"sparsity", "algorithm",
+       TextKey{field<&C::sparsity, &S::algorithm>,
+               {"optimal", "largest_abs_values_greedy", "causal1122"}},
+       "", "how the elements of a 4x4 tile that stay are chosen", ""},
+      {"sparsity", "gradient",
+       TextKey{field<&C::sparsity, &S::gradient>, {"straight_through", "masked"}}, "",
+       "of the masked weight: passes to all of the weight, or to what the mask keeps", "ste"},
+      {"sparsity", "sr_ste_decay",
+       NumberKey{.field = field<&C::sparsity, &S::sr_ste_decay>, .max = 1e3}, "",
+       "added to the gradient: this times the weights that are masked (SR-STE)", ""},
+      {"sparsity", "start_step",
+       IntegerKey{field<&C::sparsity, &S::start_step>, 1, kMaxSteps}, "steps",
+       "first sparse step; dense before", ""},
+      {"sparsity", "end_step", IntegerKey{field<&C::sparsity, &S::end_step>, 0, kMaxSteps},
+       "steps", "last sparse step, dense after; 0: the run ends sparse, with zeros in its weights",
+       ""},
+      {"sparsity", "mask_interval",
+       IntegerKey{field<&C::sparsity, &S::mask_interval>, 1, kMaxSteps}, "steps",
+       "from one choice of masks to the next", ""},
+      {"sparsity", "filter_fqns", ListKey{field<&C::sparsity, &S::filter_fqns>}, "",
+       "linears that stay dense: parts of names", ""},
+  };
+}
+
 std::vector<ConfigKey> parallelism_keys() {
   using P = ParallelismConfig;
   using A = ActivationCheckpointConfig;
@@ -392,7 +424,7 @@ std::vector<ConfigKey> all_keys() {
                                  "required; everything the run writes goes here",
                                  "dump_folder output_dir out_dir save_dir"}};
   for (const auto& group : {model_keys(), data_keys(), training_keys(), optimizer_keys(),
-                            float8_keys(), parallelism_keys(), run_keys()}) {
+                            float8_keys(), sparsity_keys(), parallelism_keys(), run_keys()}) {
     all.insert(all.end(), group.begin(), group.end());
   }
   return all;

@@ -30,6 +30,9 @@ class StepAction {
   // The optimizer has applied `step`.
   virtual StepReport after_step(int64_t /*step*/) { return {}; }
 
+  // The last step is done: what is saved and exported next is the run's result.
+  virtual void after_training() {}
+
   // What a checkpoint must hold beside parameters and optimizer, by names that no other action
   // uses: CPU tensors, equal on all ranks, that loading copies into.
   virtual NamedBuffers named_buffers() { return {}; }

@@ -158,6 +158,11 @@ void Trainer::train(const StopSignal& stop_signal, const std::function<void()>& 
       }
       progress_->update(metrics);
     }
+    if (state_.step == last_step) {
+      for (const auto& action : built_.actions) {
+        action->after_training();
+      }
+    }
     stopped_by_ = signal_of_any_rank(stop_signal);
     if (!stopped_by_ && is_due(state_.step, config_.validation.interval, last_step)) {
       validate();

@@ -7,78 +7,18 @@
 #include <type_traits>
 #include <utility>
 
+#include "sparsity/kernels/tile_patterns.h"
 #include "vectorize/bfloat16.h"
 #include "vectorize/target_clones.h"
 
 // Sixteen tiles side by side (64 columns of a strip of four rows) are decided at once: a tile a lane,
 // straight-line code without branches, which the compiler turns into vectors.
-//
-// kOptimal does not look at 90 patterns. Two rows of two kept elements use the four columns in one of
-// 19 ways (how often each: 2+2, 2+1+1, 1+1+1+1 in any order), and the lower two rows must use them
-// the complementary way. So: 36 sums for the upper half, 36 for the lower, the best of each of the 19
-// ways, and 19 sums of two.
 namespace narrowgauge::sparsity::kernels {
 namespace {
 
 using vectorize::to_float;
 
 constexpr int kLanes = 16;
-constexpr int kPairs = 6;    // of columns, that one row may keep
-constexpr int kHalves = 36;  // choices of two rows
-constexpr int kUses = 19;    // of the columns by two rows
-
-constexpr std::array<int, kPairs> kPairColumns[2] = {{0, 0, 0, 1, 1, 2}, {1, 2, 3, 2, 3, 3}};
-
-constexpr int pair_mask(int pair) { return 1 << kPairColumns[0][pair] | 1 << kPairColumns[1][pair]; }
-
-// How often each column is used, in base 3.
-constexpr int column_use(int first, int second) {
-  constexpr int kDigit[4] = {1, 3, 9, 27};
-  return kDigit[kPairColumns[0][first]] + kDigit[kPairColumns[1][first]] +
-         kDigit[kPairColumns[0][second]] + kDigit[kPairColumns[1][second]];
-}
-
-// Choices of two rows in the order of their use of the columns: those of use u are
-// [begin[u], begin[u + 1]); complement[u] is the use that fills u up to two everywhere.
-struct HalfTable {
-  int first[kHalves];
-  int second[kHalves];
-  int begin[kUses + 1];
-  int complement[kUses];
-};
-
-constexpr HalfTable make_half_table() {
-  HalfTable table{};
-  int uses[kUses] = {};
-  int num_uses = 0;
-  int num_halves = 0;
-  constexpr int kAllTwice = 2 * (1 + 3 + 9 + 27);
-  for (int use = 0; use <= kAllTwice; ++use) {
-    const int begin = num_halves;
-    for (int half = 0; half < kHalves; ++half) {
-      if (column_use(half / kPairs, half % kPairs) == use) {
-        table.first[num_halves] = half / kPairs;
-        table.second[num_halves] = half % kPairs;
-        ++num_halves;
-      }
-    }
-    if (num_halves > begin) {
-      table.begin[num_uses] = begin;
-      uses[num_uses++] = use;
-    }
-  }
-  table.begin[num_uses] = num_halves;
-  for (int u = 0; u < kUses; ++u) {
-    for (int v = 0; v < kUses; ++v) {
-      if (uses[u] + uses[v] == kAllTwice) {
-        table.complement[u] = v;
-      }
-    }
-  }
-  return table;
-}
-
-constexpr HalfTable kHalfTable = make_half_table();
 
 // Sixteen tiles: [element of the tile, row-major][tile].
 template <typename Value>
@@ -107,8 +47,8 @@ NG_INLINE BestHalves best_halves(const Tiles<float>& tiles, int lane) {
   float pair_sum[2][kPairs];
   unrolled<kPairs>([&](auto pair) NG_INLINE_LAMBDA {
     for (int r = 0; r < 2; ++r) {
-      pair_sum[r][pair] = tiles.value[4 * (row + r) + kPairColumns[0][pair]][lane] +
-                          tiles.value[4 * (row + r) + kPairColumns[1][pair]][lane];
+      pair_sum[r][pair] = tiles.value[4 * (row + r) + kPairTable.column[0][pair]][lane] +
+                          tiles.value[4 * (row + r) + kPairTable.column[1][pair]][lane];
     }
   });
   BestHalves best;
@@ -118,7 +58,7 @@ NG_INLINE BestHalves best_halves(const Tiles<float>& tiles, int lane) {
     unrolled<kCount>([&](auto i) NG_INLINE_LAMBDA {
       constexpr int kFirst = kHalfTable.first[kBegin + i];
       constexpr int kSecond = kHalfTable.second[kBegin + i];
-      constexpr uint32_t kMask = pair_mask(kFirst) | pair_mask(kSecond) << 4;
+      constexpr uint32_t kMask = kHalfTable.mask[kBegin + i];
       const float sum = pair_sum[0][kFirst] + pair_sum[1][kSecond];
       const bool better = i == 0 || sum > best.sum[use];
       best.sum[use] = better ? sum : best.sum[use];
@@ -208,9 +148,6 @@ NG_INLINE void choose_greedily(const Tiles<Key>& tiles, uint32_t room_of_tile, M
     masks[lane] = mask;
   }
 }
-
-constexpr uint32_t kTwoEach = 0xaaaa;
-constexpr uint32_t kRows1122 = 0xaaa5;
 
 // Bits whose order as an unsigned number is the order of the values, absolute or signed.
 template <bool is_signed>

@@ -98,7 +98,7 @@ TEST(SemiSparseLinear, KeepsItsMaskUntilItIsToRefreshIt) {
   }
   sparse(x);
   expect_bitwise_equal(sparse.mask(), first);
-  sparse.refresh_mask();
+  sparse.set_refresh_mask(true);
   sparse(x);
   EXPECT_FALSE(sparse.mask().equal(first));
   expect_bitwise_equal(sparse.mask(),

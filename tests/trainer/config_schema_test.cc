@@ -81,6 +81,14 @@ float8.amax_history_len
 float8.amax_compute_algo
 float8.emulate
 float8.health_interval
+sparsity.kind
+sparsity.algorithm
+sparsity.gradient
+sparsity.sr_ste_decay
+sparsity.start_step
+sparsity.end_step
+sparsity.mask_interval
+sparsity.filter_fqns
 parallelism.data_parallel_replicate_degree
 parallelism.data_parallel_shard_degree
 parallelism.fsdp_reshard_after_forward

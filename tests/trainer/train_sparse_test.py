@@ -1,0 +1,145 @@
+"""Runs of narrowgauge train with 2:4 sparsity: learns, resumes bit for bit within a schedule, shards, ends with zeros.
+
+Argument: narrowgauge (the binary; narrowgauge_torch beside it).
+"""
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import torch
+from safetensors.torch import load_file
+
+NARROWGAUGE = os.path.abspath(sys.argv[1])
+
+CONFIG = """
+job:          {run_dir: %(run)s}
+model:        {architecture: llama, dim: 32, num_layers: 2, num_heads: 4, num_kv_heads: 2, ffn_dim: 64, max_seq_len: 64}
+tokenizer:    {kind: bytes}
+data:         {train: [%(text)s], validation_fraction: 0.1, cache_dir: %(cache)s}
+training:     {steps: 12, seq_len: 16, local_batch_size: 2, global_batch_size: 8, num_threads: 1, device: cpu}
+optimizer:    {lr: 3.0e-3}
+sparsity:     {kind: semi_structured}
+validation:   {interval: 6}
+checkpoint:   {interval: 2, keep_latest_k: 0}
+"""
+WORDS = "the cat sat on a mat and saw the dog run to the red house by the sea where it slept".split()
+
+
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class TrainSparse(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        words = random.Random(0)
+        self.text = self.folder / "text.txt"
+        self.text.write_text(" ".join(words.choice(WORDS) for _ in range(4000)))
+
+    def train(self, name, *overrides, ranks=1):
+        """Returns exit code, standard error and the run's folder."""
+        path = self.folder / f"{name}.yaml"
+        path.write_text(CONFIG % dict(run=self.folder / name, text=self.text, cache=self.folder / "cache"))
+        launcher = [] if ranks == 1 else ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
+        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                           OMPI_MCA_btl_vader_single_copy_mechanism="none")
+        process = subprocess.run([*launcher, NARROWGAUGE, "train", path, *overrides], capture_output=True, text=True,
+                                 env=environment, timeout=240)
+        return process.returncode, process.stderr, self.folder / name
+
+    def losses(self, name, *overrides, ranks=1):
+        status, errors, folder = self.train(name, *overrides, ranks=ranks)
+        self.assertEqual(status, 0, errors)
+        return [(line["step"], line["loss"]) for line in json_lines(folder / "metrics.jsonl") if "loss" in line]
+
+    def exported(self, name):
+        return load_file(self.folder / name / "hf/model.safetensors")
+
+    def assert_sparse(self, weights, at_most):
+        """Every linear of the blocks has two of each four along both dims at most, the embedding all."""
+        count = 0
+        for name, weight in weights.items():
+            if "_proj" not in name:
+                continue
+            count += 1
+            for matrix in (weight, weight.T):
+                kept = (matrix.reshape(-1, 4) != 0).sum(1).max().item()
+                self.assertLessEqual(kept, at_most, name)
+        self.assertEqual(count, 14)
+        self.assertGreater((weights["model.embed_tokens.weight"] != 0).float().mean(), 0.9)
+
+    def test_learns_and_ends_with_two_of_four_both_ways(self):
+        dense = self.losses("dense", "sparsity.kind=none", "training.steps=30")
+        sparse = self.losses("sparse", "training.steps=30")
+        self.assertNotEqual(sparse, dense)
+        self.assertLess(sparse[-1][1], 0.8 * sparse[0][1])
+        self.assertLess(abs(sparse[-1][1] / dense[-1][1] - 1), 0.15)
+        self.assert_sparse(self.exported("sparse"), 2)
+        with self.assertRaises(AssertionError):
+            self.assert_sparse(self.exported("dense"), 2)
+
+    def test_resumes_bit_for_bit_within_a_schedule(self):
+        schedule = ["sparsity.start_step=3", "sparsity.end_step=9", "sparsity.mask_interval=4"]
+        straight = self.losses("straight", *schedule)
+        for step in (2, 4, 6, 8, 10):  # before, between two refreshes, after
+            with self.subTest(step):
+                self.losses(f"again-{step}", *schedule)
+                self.assertEqual(self.losses(f"again-{step}", *schedule, f"checkpoint.load_step={step}"), straight)
+
+    def test_schedule_is_dense_outside(self):
+        dense = self.losses("dense", "sparsity.kind=none")
+        late = self.losses("late", "sparsity.start_step=5")
+        self.assertEqual(late[:4], dense[:4])
+        self.assertNotEqual(late[4], dense[4])
+        self.losses("early", "sparsity.end_step=6")
+        with self.assertRaises(AssertionError):
+            self.assert_sparse(self.exported("early"), 2)
+
+    def test_shards_as_it_replicates(self):
+        for overrides in ([], ["sparsity.mask_interval=4"], ["sparsity.gradient=masked"],
+                          ["sparsity.sr_ste_decay=2.0e-4"], ["sparsity.kind=semi_structured_activation"]):
+            with self.subTest(overrides):
+                # Without clipping, whose norm is summed shard by shard: nothing else depends on the mesh.
+                name = "-".join(part.split("=")[-1] for part in overrides)
+                overrides = [*overrides, "training.max_norm=0"]
+                whole = self.losses(f"whole{name}", *overrides, "parallelism.data_parallel_replicate_degree=2",
+                                    ranks=2)
+                sharded = self.losses(f"sharded{name}", *overrides, ranks=2)
+                self.assertEqual(sharded, whole)
+                for key, value in self.exported(f"whole{name}").items():
+                    self.assertTrue(torch.equal(value, self.exported(f"sharded{name}")[key]), key)
+
+    def test_activation_checkpointing_changes_no_loss(self):
+        for mode in ("full", "selective"):
+            with self.subTest(mode):
+                kept = self.losses(f"kept-{mode}")
+                self.assertEqual(self.losses(mode, f"activation_checkpoint.mode={mode}"), kept)
+
+    def test_says_what_stays_dense(self):
+        status, errors, _ = self.train("run", "model.ffn_dim=60", "sparsity.filter_fqns=[lm_head,layers.0.self_attn]")
+        self.assertEqual(status, 0, errors)
+        self.assertIn("sparsity: layers.0.self_attn.qkv_proj stays dense (filter_fqns has layers.0.self_attn)", errors)
+        self.assertIn("layers.1.mlp.down_proj stays dense (out_features is no multiple of 4, or in_features none of 8)",
+                      errors)
+        self.assertIn("sparsity semi_structured: 4 linears", errors)
+
+    def test_mistakes_are_told(self):
+        for overrides, expected in [
+                (["sparsity.kind=2:4"], "one of none, semi_structured"),
+                (["float8.recipe_name=rowwise"], "expected none with float8.recipe_name rowwise"),
+                (["sparsity.start_step=5", "sparsity.end_step=3"], "at least sparsity.start_step 5"),
+                (["sparsity.gradient=masked", "sparsity.sr_ste_decay=0.1"], "expected 0 with sparsity.gradient masked"),
+                (["sparsity.mask_interval=0"], "sparsity.mask_interval")]:
+            with self.subTest(overrides):
+                status, errors, _ = self.train("bad", *overrides)
+                self.assertEqual(status, 2, errors)
+                self.assertIn(expected, errors)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
