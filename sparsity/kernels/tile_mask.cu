@@ -29,7 +29,8 @@ __device__ void consider_half(const float (&pair_sum)[2][kPairs], BestHalves& be
   constexpr int kSecond = kHalfTable.second[half];
   constexpr uint32_t kMask = kHalfTable.mask[half];
   const float sum = pair_sum[0][kFirst] + pair_sum[1][kSecond];
-  const bool better = half == kHalfTable.begin[use] || sum > best.sum[use];
+  constexpr bool kIsFirst = half == kHalfTable.begin[use];
+  const bool better = kIsFirst || sum > best.sum[use];
   best.sum[use] = better ? sum : best.sum[use];
   best.mask[use] = better ? kMask : best.mask[use];
 }
@@ -49,10 +50,17 @@ __device__ void consider_uses(const float (&pair_sum)[2][kPairs], BestHalves& be
    ...);
 }
 
+template <int pair>
+__device__ float sum_pair(const float (&row)[4]) {
+  constexpr int kFirst = kPairTable.column[0][pair];
+  constexpr int kSecond = kPairTable.column[1][pair];
+  return row[kFirst] + row[kSecond];
+}
+
 template <int... pair>
 __device__ void sum_pairs(const float (&row)[4], float (&sums)[kPairs],
                           std::integer_sequence<int, pair...>) {
-  ((sums[pair] = row[kPairTable.column[0][pair]] + row[kPairTable.column[1][pair]]), ...);
+  ((sums[pair] = sum_pair<pair>(row)), ...);
 }
 
 __device__ void best_halves(const float (&square)[4][4], int row, BestHalves& best) {
