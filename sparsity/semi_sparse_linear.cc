@@ -11,6 +11,8 @@
 #include <optional>
 #include <vector>
 
+#include "sparsity/sparse_mm.h"
+
 namespace narrowgauge::sparsity {
 namespace {
 
@@ -26,6 +28,35 @@ at::Tensor bias_gradient(AutogradContext* context, const at::Tensor& grad) {
   return context->needs_input_grad(2) ? grad.sum(0) : at::Tensor();
 }
 
+// The products of one masked weight, by whichever means this device has.
+class MaskedProducts {
+ public:
+  MaskedProducts(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& mask)
+      : masked_(apply_mask(weight, mask)) {
+    if (has_sparse_mm(x, masked_)) {
+      sparse_ = pack_for_sparse_mm(masked_);
+    }
+  }
+
+  const at::Tensor& masked() const { return masked_; }
+
+  at::Tensor output(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
+    if (!sparse_) {
+      return at::linear(x, masked_, bias);
+    }
+    const at::Tensor y = sparse_mm(x, sparse_->packed);
+    return bias ? y.add_(*bias) : y;
+  }
+
+  at::Tensor grad_input(const at::Tensor& grad) const {
+    return sparse_ ? sparse_mm(grad, sparse_->packed_t) : at::mm(grad, masked_);
+  }
+
+ private:
+  at::Tensor masked_;
+  std::optional<SparseOperands> sparse_;
+};
+
 // The dense weight is saved, which is there anyway (a shard's storage comes and goes); the masked one
 // is made again, one pass over it, instead of being kept from forward to backward.
 struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
@@ -35,7 +66,7 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
     context->save_for_backward({x, weight, mask});
     context->saved_data["masked"] = is_masked;
     context->saved_data["decay"] = decay;
-    return at::linear(x, apply_mask(weight, mask), bias);
+    return MaskedProducts(x, weight, mask).output(x, bias);
   }
 
   static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
@@ -48,13 +79,9 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
     const double decay = context->saved_data["decay"].toDouble();
     const bool want_x = context->needs_input_grad(0);
     const bool want_weight = context->needs_input_grad(1);
-    at::Tensor masked;
-    if (want_x || decay != 0) {
-      masked = apply_mask(weight, mask);
-    }
     tensor_list result(6);
     if (want_x) {
-      result[0] = at::mm(grad, masked);
+      result[0] = MaskedProducts(grad, weight, mask).grad_input(grad.contiguous());
     }
     if (want_weight) {
       const at::Tensor grad_weight = at::mm(grad.t(), x);
@@ -62,7 +89,8 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
         result[1] = apply_mask(grad_weight, mask);
       } else {
         result[1] = decay == 0 ? grad_weight
-                               : grad_weight.add_(weight, decay).sub_(masked, decay);
+                               : grad_weight.add_(weight, decay)
+                                     .sub_(apply_mask(weight, mask), decay);
       }
     }
     result[2] = bias_gradient(context, grad);
