@@ -6,6 +6,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_cslt_compress.h>
 
+#include <cstdio>
 #include <string>
 
 #include "benchmarks/gpu/kernel_benchmark.h"
@@ -67,7 +68,10 @@ void benchmark_packing(const Benchmark& b, int64_t rows, int64_t cols) {
 
 int main(int argc, char** argv) {
   using namespace narrowgauge;
-  cuda::load_libtorch_cuda();
+  if (const std::string problem = cuda::load_libtorch_cuda(); !problem.empty()) {
+    std::fprintf(stderr, "sparse_gpu_benchmark: %s\n", problem.c_str());
+    return 1;
+  }
   const Benchmark b(argc > 1 ? argv[1] : "");
   benchmark_linear(b, 13008, 1024, 4096);
   benchmark_linear(b, 13008, 4096, 1024);
