@@ -34,6 +34,35 @@ std::string tokenizer_kind(const CommandArguments& parsed) {
                               : "";
 }
 
+constexpr std::string_view kEvalTasks[] = {"perplexity", "hellaswag", "piqa", "lambada"};
+
+// TASK=FILE for a task; without a name, a file belongs to the only task there is.
+std::map<std::string, std::vector<std::string>> eval_data(const CommandArguments& parsed,
+                                                          const std::vector<std::string>& tasks) {
+  std::map<std::string, std::vector<std::string>> data;
+  for (const std::string& item : parsed.list("data")) {
+    const size_t sign = item.find('=');
+    const std::string task = item.substr(0, sign);
+    if (sign != std::string::npos &&
+        std::find(std::begin(kEvalTasks), std::end(kEvalTasks), task) != std::end(kEvalTasks)) {
+      data[task].push_back(item.substr(sign + 1));
+    } else if (tasks.size() == 1) {
+      data[tasks.front()].push_back(item);
+    } else {
+      throw parsed.mismatch("data", "TASK=FILE for each of several tasks");
+    }
+  }
+  for (const std::string& task : tasks) {
+    if (data.count(task) == 0) {
+      throw parsed.mismatch("data", "a file for " + task, "; write " + task + "=FILE");
+    }
+    if (task != "perplexity" && data[task].size() > 1) {
+      throw parsed.mismatch("data", "one file for " + task);
+    }
+  }
+  return data;
+}
+
 }  // namespace
 
 TrainOptions parse_train(std::span<const std::string> arguments) {
@@ -90,14 +119,23 @@ EvalOptions parse_eval(std::span<const std::string> arguments) {
   EvalOptions options = {.model = parsed.text("model"),
                          .tokenizer = parsed.text("tokenizer"),
                          .tasks = parsed.list("tasks"),
-                         .data = parsed.list("data"),
+                         .data = {},
+                         .compare = parsed.list("compare"),
                          .seq_len = parsed.integer("seq-len", 0),
+                         .limit = parsed.integer("limit", 0),
                          .device = parsed.choice("device", {"auto", "cpu", "cuda"}),
                          .json = parsed.flag("json")};
-  const auto is_unknown = [](const std::string& task) { return task != "perplexity"; };
-  if (options.tasks.empty() ||
-      std::any_of(options.tasks.begin(), options.tasks.end(), is_unknown)) {
-    throw parsed.mismatch("tasks", "perplexity");
+  for (const std::string& task : options.tasks) {
+    if (std::find(std::begin(kEvalTasks), std::end(kEvalTasks), task) == std::end(kEvalTasks)) {
+      throw parsed.mismatch("tasks", "some of perplexity, hellaswag, piqa and lambada");
+    }
+  }
+  if (options.tasks.empty()) {
+    throw parsed.mismatch("tasks", "a task");
+  }
+  options.data = eval_data(parsed, options.tasks);
+  if (!options.compare.empty() && options.data.count("perplexity") == 0) {
+    throw parsed.mismatch("compare", "a text to compare on", "; add --data perplexity=FILE");
   }
   return options;
 }

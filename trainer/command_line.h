@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -68,8 +69,11 @@ struct EvalOptions {
   std::string model;
   std::string tokenizer;
   std::vector<std::string> tasks = {"perplexity"};
-  std::vector<std::string> data;
-  int64_t seq_len = 0;  // 0: the model's longest, at most 2048
+  // By task: the files that hold it. Perplexity and the comparison share theirs, "perplexity".
+  std::map<std::string, std::vector<std::string>> data;
+  std::vector<std::string> compare;  // models that stand beside `model`
+  int64_t seq_len = 0;               // 0: the model's longest, at most 2048
+  int64_t limit = 0;                 // items of a task; 0: all
   std::string device = "auto";
   bool json = false;
 };

@@ -98,18 +98,29 @@ void add_models(Syntaxes& all) {
       "  narrowgauge generate --model runs/quickstart --prompt 'def forward(' --seed 7\n"
       "  narrowgauge generate --model runs/quickstart/hf --temperature 0 --json\n"};
   all["eval"] = {
-      "Measures a model.",
-      "--model DIR --data FILE[,FILE...] [options]",
+      "Measures a model, alone or beside others.",
+      "--model DIR --data [TASK=]FILE[,...] [options]",
       {kModel,
        kModelTokenizer,
-       {"tasks", "LIST", "perplexity: loss, and perplexity per token, byte and word", "perplexity"},
-       {"data", "LIST", "text files, globs or directories, separated by commas", "",
-        Argument::kOption, true},
+       {"tasks", "LIST", "some of perplexity, hellaswag, piqa and lambada", "perplexity"},
+       {"data", "LIST",
+        "files, globs or directories of a task's data, separated by commas; with several tasks "
+        "each as TASK=FILE",
+        "", Argument::kOption, true},
+       {"compare", "LIST", "models of the same tokenizer to put beside --model on its text"},
        {"seq-len", "N", "window in tokens; 0: the model's longest, at most 2048", "0"},
+       {"limit", "N", "items of a task to score; 0: all", "0"},
        kDevice,
        kJson},
       "  narrowgauge eval --model runs/quickstart --tasks perplexity --data held_out.txt "
-      "--seq-len 256 --json\n"};
+      "--seq-len 256 --json\n"
+      "  narrowgauge eval --model hf --tasks hellaswag,piqa --data "
+      "hellaswag=hellaswag_val.jsonl,piqa=valid.jsonl\n"
+      "  narrowgauge eval --model hf --compare hf_int4,hf_int8 --data held_out.txt\n",
+      "Perplexity is per token, byte and word. Tasks are scored as lm-evaluation-harness does: "
+      "acc,\n"
+      "and acc_norm by characters; LAMBADA by greedy decoding. --compare adds the divergence of\n"
+      "each model's distributions from those of --model, and how often both prefer one token.\n"};
   all["export"] = {"Writes a checkpoint as a Hugging Face directory.",
                    "RUN [--output DIR] [--dtype NAME] [--step N]",
                    {{"run", "RUN", "run directory", "", Argument::kPositional, true},

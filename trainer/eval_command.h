@@ -4,8 +4,9 @@
 
 namespace narrowgauge::trainer {
 
-// narrowgauge eval: scores a model on text and prints loss and perplexities, as a table or, with
-// --json, as one JSON object. Returns the exit code; throws what main reports.
+// narrowgauge eval: scores a model on text and tasks and compares it with others. Prints a table of
+// each result or, with --json, one JSON object a line. Returns the exit code; throws what main
+// reports.
 int eval_command(const EvalOptions& options);
 
 }  // namespace narrowgauge::trainer

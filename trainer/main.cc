@@ -164,7 +164,7 @@ constexpr Command kCommands[] = {
     {"plan", "tell what a run needs and how fast it would be", plan},
     {"report", "write a page about runs, or their metrics as CSV", report},
     {"generate", "continue a prompt", generate},
-    {"eval", "measure a model: loss and perplexity", eval},
+    {"eval", "measure a model: perplexity, tasks, divergence from another", eval},
     {"export", "write a checkpoint as a Hugging Face directory", export_run},
     {"import", "turn a model of another program into a Hugging Face directory", import_model},
     {"tokenizer train", "train a tokenizer on text", tokenizer_train},

@@ -1,7 +1,6 @@
 #include "trainer/perplexity.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/full.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,34 +9,10 @@
 namespace narrowgauge::trainer {
 namespace {
 
-// Predicts tokens[1..] from those before them; at most seq_len + 1 tokens.
-using Window = std::span<const int64_t>;
-
-std::vector<Window> cut_windows(const std::vector<ScoredDocument>& documents, int64_t seq_len) {
-  std::vector<Window> windows;
-  for (const ScoredDocument& document : documents) {
-    const Window all(document.tokens);
-    for (size_t begin = 0; begin + 1 < all.size(); begin += seq_len) {
-      windows.push_back(all.subspan(begin, std::min<size_t>(seq_len + 1, all.size() - begin)));
-    }
-  }
-  // Windows of one length run together without padding.
-  std::ranges::stable_sort(windows, std::greater<>(), &Window::size);
-  return windows;
-}
-
 double score(nn::Transformer& model, std::span<const Window> windows) {
-  const auto length = static_cast<int64_t>(windows.front().size()) - 1;
-  const auto batch = static_cast<int64_t>(windows.size());
-  const at::Tensor inputs = at::full({batch, length}, 0, at::kLong);
-  const at::Tensor targets = at::full({batch, length}, nn::kIgnoredTarget, at::kLong);
-  for (int64_t row = 0; row < batch; ++row) {
-    const Window& window = windows[row];
-    std::copy(window.begin(), window.end() - 1, inputs[row].data_ptr<int64_t>());
-    std::copy(window.begin() + 1, window.end(), targets[row].data_ptr<int64_t>());
-  }
+  const WindowBatch batch = batch_of(windows);
   const at::Device device = model.embed_tokens->weight.device();
-  return model.loss_sum(inputs.to(device), targets.to(device)).item<double>();
+  return model.loss_sum(batch.inputs.to(device), batch.targets.to(device)).item<double>();
 }
 
 }  // namespace

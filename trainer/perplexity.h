@@ -7,16 +7,9 @@
 #include <vector>
 
 #include "nn/transformer.h"
+#include "trainer/scored_windows.h"
 
 namespace narrowgauge::trainer {
-
-// A text to score: its tokens, the first of which is context only, and how much text the others
-// stand for.
-struct ScoredDocument {
-  std::vector<int64_t> tokens;
-  int64_t num_bytes = 0;  // 0 for data that are token ids
-  int64_t num_words = 0;  // separated by white space
-};
 
 // Negative log-likelihood of documents. A document's first token is context only, every other one
 // is predicted once.

@@ -92,9 +92,19 @@ TEST(Parse, DefaultsAreThoseOfTheStructs) {
 TEST(ParseEval, SplitsLists) {
   const EvalOptions options = parse_eval(Arguments{"--model", "m", "--data", "a.txt,b/*.txt",
                                                    "--tasks", "perplexity", "--seq-len=64"});
-  EXPECT_EQ(options.data, (Arguments{"a.txt", "b/*.txt"}));
+  EXPECT_EQ(options.data.at("perplexity"), (Arguments{"a.txt", "b/*.txt"}));
   EXPECT_EQ(options.tasks, Arguments{"perplexity"});
   EXPECT_EQ(options.seq_len, 64);
+}
+
+TEST(ParseEval, GivesEachTaskItsFiles) {
+  const EvalOptions options = parse_eval(Arguments{
+      "--model", "m", "--tasks", "piqa,perplexity", "--data",
+      "perplexity=a=b.txt,piqa=p.jsonl,perplexity=c.txt", "--compare", "x,y", "--limit", "7"});
+  EXPECT_EQ(options.data.at("perplexity"), (Arguments{"a=b.txt", "c.txt"}));
+  EXPECT_EQ(options.data.at("piqa"), Arguments{"p.jsonl"});
+  EXPECT_EQ(options.compare, (Arguments{"x", "y"}));
+  EXPECT_EQ(options.limit, 7);
 }
 
 TEST(ParseImport, TakesSourceAndOutput) {
@@ -232,10 +242,24 @@ TEST(Parse, SaysWhatIsWrong) {
        "--device: expected one of auto, cpu, cuda, got \"gpu\""},
       {eval,
        {"--model", "m"},
-       "expected --data LIST: text files, globs or directories, separated by commas"},
+       "expected --data LIST: files, globs or directories of a task's data, separated by commas; "
+       "with "
+       "several tasks each as TASK=FILE"},
       {eval,
        {"--model", "m", "--data", "d", "--tasks", "mmlu"},
-       "--tasks: expected perplexity, got \"mmlu\""},
+       "--tasks: expected some of perplexity, hellaswag, piqa and lambada, got \"mmlu\""},
+      {eval,
+       {"--model", "m", "--data", "d", "--tasks", "piqa,lambada"},
+       "--data: expected TASK=FILE for each of several tasks, got \"d\""},
+      {eval,
+       {"--model", "m", "--data", "piqa=d", "--tasks", "piqa,lambada"},
+       "--data: expected a file for lambada, got \"piqa=d\"; write lambada=FILE"},
+      {eval,
+       {"--model", "m", "--data", "d,e", "--tasks", "piqa"},
+       "--data: expected one file for piqa, got \"d,e\""},
+      {eval,
+       {"--model", "m", "--data", "d", "--tasks", "piqa", "--compare", "n"},
+       "--compare: expected a text to compare on, got \"n\"; add --data perplexity=FILE"},
       {exported, {}, "expected RUN: run directory"},
       {exported, {"a", "b"}, "unexpected argument \"b\""},
       {exported,
