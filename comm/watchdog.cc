@@ -16,6 +16,9 @@ using std::chrono::milliseconds;
 constexpr std::chrono::seconds kGrace{5};
 // Without a report for so long, a rank is stopped, or its host is.
 constexpr double kSilentSeconds = 1.5;
+// From one look to the next, of a process that was not stopped: a look's pause, a board that does
+// not answer, a host that is busy.
+constexpr std::chrono::seconds kLongestLook{3};
 
 std::string in_seconds(double seconds) {
   std::array<char, 32> text{};
@@ -109,6 +112,8 @@ Watchdog::Watchdog(int rank, int size, WatchdogOptions options,
       record_(std::move(record)),
       board_(std::move(board)),
       on_failure_(std::move(on_failure)),
+      looked_(Clock::now()),
+      resumed_(Clock::time_point::min()),
       thread_([this] { watch(); }) {}
 
 Watchdog::~Watchdog() {
@@ -135,6 +140,11 @@ milliseconds Watchdog::pause() const {
   return std::clamp(timeout_.load() / 10, milliseconds(10), milliseconds(500));
 }
 
+bool Watchdog::has_just_resumed() const {
+  const Clock::time_point now = Clock::now();
+  return now - looked_.load() > kLongestLook || now < resumed_.load() + kGrace;
+}
+
 Teller Watchdog::announce(const std::string& cause, const std::string& alarm) {
   write_record(cause);
   const Teller teller = board_->raise(alarm);
@@ -151,16 +161,22 @@ Teller Watchdog::fail(const std::string& cause) {
       return Teller::kUnknown;
     }
   }
-  return announce(cause, "rank " + std::to_string(rank_) + " failed: " + cause);
+  const bool resumed = has_just_resumed();
+  const Teller teller = announce(cause, "rank " + std::to_string(rank_) + " failed: " + cause);
+  return resumed ? Teller::kAnotherRank : teller;
 }
 
 void Watchdog::watch() {
   std::unique_lock lock(mutex_);
   while (!ending_ && !failed_) {
     lock.unlock();
+    const Clock::time_point now = Clock::now();
+    if (now - looked_.exchange(now) > kLongestLook) {
+      resumed_ = now;
+    }
     const std::optional<std::string> failure = look();
     lock.lock();
-    if (failure && !ending_ && !failed_) {
+    if (failure && !ending_ && !failed_ && !has_just_resumed()) {
       lock.unlock();
       const Teller teller = told_ ? Teller::kUnknown : announce(*failure, *failure);
       lock.lock();
@@ -176,7 +192,12 @@ void Watchdog::watch() {
 }
 
 std::optional<std::string> Watchdog::look() {
-  record_->poll();
+  try {
+    record_->poll();
+  } catch (const std::exception& error) {
+    const std::string text = error.what();  // libtorch's goes on with a stack
+    return "a device has failed: " + text.substr(0, text.find('\n'));
+  }
   const std::optional<Collective> pending = record_->oldest_pending();
   const std::optional<Alarm> alarm =
       board_->post({record_->progress(), pending ? record_->describe(*pending) : ""});
@@ -196,7 +217,7 @@ std::optional<std::string> Watchdog::look() {
   if (auto complaint = probes_complaint()) {
     return complaint;
   }
-  if (pending && Clock::now() - pending->started > timeout_.load()) {
+  if (pending && Clock::now() - std::max(pending->started, resumed_.load()) > timeout_.load()) {
     return blame(*pending);
   }
   return std::nullopt;

@@ -36,6 +36,10 @@ struct WatchdogOptions {
 //
 // Every rank that learns of a failure writes its flight record, and whoever tells it leaves the
 // others a look's time for that.
+//
+// A process that was stopped (SIGSTOP, a suspended job) and runs again gives its collectives their
+// whole timeout anew and keeps quiet for 5 s: what it finds then is what its own absence did, and
+// the others may be about to end the job.
 class Watchdog {
  public:
   using OnFailure = std::function<void(const std::string& cause, Teller teller)>;
@@ -60,6 +64,8 @@ class Watchdog {
  private:
   void watch();
   std::chrono::milliseconds pause() const;
+  // Whether this process was stopped and has run again for less than 5 s.
+  bool has_just_resumed() const;
   // Writes the record and raises the alarm.
   Teller announce(const std::string& cause, const std::string& alarm);
   // What is wrong, if something is.
@@ -76,6 +82,9 @@ class Watchdog {
   const std::shared_ptr<RankBoard> board_;
   const OnFailure on_failure_;
   std::optional<std::chrono::steady_clock::time_point> told_;  // when another rank began to tell
+  // When the thread last began to look, and when it last did so after a gap.
+  std::atomic<std::chrono::steady_clock::time_point> looked_;
+  std::atomic<std::chrono::steady_clock::time_point> resumed_;
 
   std::mutex mutex_;
   std::condition_variable changed_;

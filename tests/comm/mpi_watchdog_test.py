@@ -88,6 +88,7 @@ class Watchdog(unittest.TestCase):
         self.assertRegex(line, r"#\d+ (all_gather|all_reduce) of \d+ bytes of (Float|Int) in group (shard|world)")
         where = r"rank 0 keeps the board and is" if rank == 0 else rf"(not arrived|silent since): .*rank {rank} \(.*"
         self.assertRegex(line, where + r" ?silent for \d\.\d s: stopped\?")
+        self.assertNotIn("has died", output, "rank 0 runs again while the job is ended, and keeps quiet")
         self.check_records(records, rank)
 
     def check_killed(self, rank):
@@ -102,6 +103,16 @@ class Watchdog(unittest.TestCase):
 
     def test_rank_0_stopped(self):
         self.check_stopped(0)
+
+    def test_a_suspended_job_goes_on(self):
+        with tempfile.TemporaryDirectory(dir=os.environ.get("TEST_TMPDIR")) as folder:
+            processes = self.start(pathlib.Path(folder))
+            for sign, seconds in ((signal.SIGSTOP, TIMEOUT + 2), (signal.SIGCONT, TIMEOUT + 2)):
+                for process in processes:
+                    os.kill(process, sign)
+                time.sleep(seconds)
+            self.assertIsNone(self.job.poll(), "the watchdogs took the suspension for a failure")
+            self.assertFalse((pathlib.Path(folder) / "flight_record").exists())
 
     def test_a_killed_rank(self):
         self.check_killed(2)

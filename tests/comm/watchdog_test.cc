@@ -11,6 +11,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -176,6 +177,18 @@ TEST(Watchdog, AProbesComplaintIsAFailure) {
   watchdog.remove_probe(removed);
   broken = true;
   EXPECT_EQ(told.get_future().get(), "the device is lost");
+}
+
+TEST(Watchdog, ADeviceThatFailsIsAFailure) {
+  const auto record = std::make_shared<FlightRecord>();
+  record->name_group("w", "world", 1);
+  std::promise<std::string> told;
+  Watchdog watchdog(0, 1, {milliseconds(100), {}}, record,
+                    std::make_shared<ThreadRankBoard>(std::make_shared<RankTable>(1), 0),
+                    [&](const std::string& cause, Teller) { told.set_value(cause); });
+  record->finish_when(record->start("w", "all_gather", at::kByte, 1),
+                      []() -> bool { throw std::runtime_error("an illegal memory access"); });
+  EXPECT_EQ(told.get_future().get(), "a device has failed: an illegal memory access");
 }
 
 // A rank that fails says so itself; the others write their records and leave it to it.
