@@ -13,6 +13,7 @@
 
 #include "comm/mpi_communicator.h"
 #include "comm/nccl_communicator.h"
+#include "comm/per_device_communicator.h"
 #include "comm/rank_board_server.h"
 #include "comm/rank_table.h"
 #include "comm/self_communicator.h"
@@ -114,7 +115,7 @@ std::shared_ptr<Communicator> MpiSession::unwatched_world(c10::Device device) {
       return alive == nullptr ? std::nullopt : alive->error();
     });
   }
-  return nccl;
+  return std::make_shared<PerDeviceCommunicator>(std::move(mpi), std::move(nccl));
 }
 
 std::shared_ptr<Communicator> MpiSession::world(c10::Device device) {
@@ -126,7 +127,13 @@ std::shared_ptr<Communicator> MpiSession::world(c10::Device device) {
   // Making it waits for all ranks, as a collective does.
   flight_record_->name_group(id, id, world_size_);
   const int64_t ticket = flight_record_->start(id, "init", c10::ScalarType::Byte, 0);
-  auto world = unwatched_world(device);
+  std::shared_ptr<Communicator> world;
+  try {
+    world = unwatched_world(device);
+  } catch (...) {
+    flight_record_->finish(ticket);  // no rank waits in it any more
+    throw;
+  }
   flight_record_->finish(ticket);
   return std::make_shared<WatchedCommunicator>(std::move(world), flight_record_, id, id);
 }

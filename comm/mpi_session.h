@@ -44,9 +44,9 @@ class MpiSession {
   // others.
   void set_timeout(std::chrono::milliseconds timeout);
 
-  // All ranks, for tensors on `device`: over MPI on the CPU, over NCCL on a CUDA device, of which
-  // each rank of a host has its own (that of index local_rank(), by custom). A process on its own
-  // needs neither. Collective. REQUIRES: released before this session ends.
+  // All ranks, for tensors of the CPU, over MPI, and where `device` is a CUDA device for its
+  // tensors, too, over NCCL. No two ranks have the same device. A process on its own needs neither
+  // MPI nor NCCL. Collective. REQUIRES: released before this session ends.
   std::shared_ptr<Communicator> world(c10::Device device = c10::kCPU);
 
   // Ranks of this host: which of how many.

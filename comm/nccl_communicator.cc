@@ -235,6 +235,8 @@ std::shared_ptr<Communicator> NcclCommunicator::split(int color, int key) {
   });
   part->wait_until_enqueued(ncclInProgress, "ncclCommSplit");
   part->finish_init();
+  const std::lock_guard lock(mutex_);
+  parts_.push_back(part);
   return part;
 }
 
@@ -242,6 +244,12 @@ std::optional<std::string> NcclCommunicator::error() {
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock() || comm_ == nullptr) {
     return std::nullopt;
+  }
+  for (const auto& each : parts_) {
+    const auto part = each.lock();
+    if (auto error = part == nullptr ? std::nullopt : part->error()) {
+      return error;
+    }
   }
   ncclResult_t state = ncclSuccess;
   nccl_->comm_get_async_error(comm_, &state);

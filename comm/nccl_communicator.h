@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "comm/nccl_library.h"
@@ -39,7 +40,8 @@ class NcclCommunicator final : public Communicator {
   void broadcast(const at::Tensor& tensor, int root) override;
   std::shared_ptr<Communicator> split(int color, int key) override;
 
-  // What went wrong since, on this rank or another; does not wait. Safe from any thread.
+  // What went wrong since, on this rank or another, here or in a communicator split from this one;
+  // does not wait. Safe from any thread.
   std::optional<std::string> error();
 
   // Ends what is running on the device and what waits on the host; every later call throws
@@ -63,7 +65,8 @@ class NcclCommunicator final : public Communicator {
   const c10::Device device_;
   std::mutex mutex_;  // NCCL takes one call at a time
   ncclComm_t comm_ = nullptr;
-  std::string abort_cause_;  // set once, with mutex_ held
+  std::string abort_cause_;                             // set once, with mutex_ held
+  std::vector<std::weak_ptr<NcclCommunicator>> parts_;  // split from this one; guarded by mutex_
   int rank_ = 0;
   int size_ = 1;
   int exceptions_at_birth_;

@@ -1,5 +1,6 @@
 #include "comm/watched_communicator.h"
 
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -13,7 +14,11 @@ namespace {
 std::function<bool()> device_arrival(c10::Device device) {
   const auto event = std::make_shared<c10::Event>(device.type());
   event->record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
-  return [event] { return event->query(); };
+  // The watchdog's thread has no device of its own; asking without would open the first one's.
+  return [event, device] {
+    const c10::DeviceGuard guard(device);
+    return event->query();
+  };
 }
 
 }  // namespace

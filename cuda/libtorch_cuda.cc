@@ -1,8 +1,12 @@
 #include "cuda/libtorch_cuda.h"
 
 #include <ATen/Context.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <array>
 #include <filesystem>
 
 namespace narrowgauge::cuda {
@@ -31,6 +35,16 @@ std::string load_libtorch_cuda() {
     return dlerror();
   }
   return at::hasCUDA() ? "" : "libtorch sees no GPU";
+}
+
+int num_gpus() { return c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount(); }
+
+std::string pci_bus_id(int gpu) {
+  std::array<char, 32> text{};
+  const cudaError_t error = cudaDeviceGetPCIBusId(text.data(), text.size(), gpu);
+  TORCH_CHECK(error == cudaSuccess, "cudaDeviceGetPCIBusId of GPU ", gpu,
+              " failed: ", cudaGetErrorString(error));
+  return text.data();
 }
 
 }  // namespace narrowgauge::cuda

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <memory>
 
 #include "comm/stream.h"
@@ -20,24 +22,19 @@ struct CommStreams {
   bool asynchronous = false;
 
   // Waits for all that was handed over.
-  void drain() const {
-    for (const auto& stream : {all_gather_copy_in, all_gather, reduce_scatter, all_reduce}) {
-      stream->run([] {})->wait();
-    }
-  }
+  void drain() const;
 
   // One stream for all roles.
-  static CommStreams shared(std::shared_ptr<comm::Stream> stream, bool asynchronous) {
-    return {stream, stream, stream, stream, asynchronous};
-  }
+  static CommStreams shared(std::shared_ptr<comm::Stream> stream, bool asynchronous);
   // Everything runs in the caller.
-  static CommStreams inline_streams() {
-    return shared(std::make_shared<comm::InlineStream>(), false);
-  }
+  static CommStreams inline_streams();
   // A thread of its own.
-  static CommStreams thread_stream() {
-    return shared(std::make_shared<comm::ThreadStream>(), true);
-  }
+  static CommStreams thread_stream();
+  // Copies, the shard axis and the replicate axis each have a stream of `device`, a CUDA device.
+  static CommStreams cuda_streams(const c10::Device& device);
+  // What runs beside computation on `device`: a thread, or streams of the device; on a device that
+  // has neither, nothing does.
+  static CommStreams beside(const c10::Device& device);
 };
 
 }  // namespace narrowgauge::fsdp

@@ -14,11 +14,11 @@ FSDPContext::FSDPContext(std::vector<FSDPState*> post_order, std::vector<FSDPSta
     : states_(std::move(post_order)),
       root_(pre_order.front()),
       forward_order_(std::move(pre_order)) {
-  // On a device, the caller says which streams; until then everything runs on the current one.
-  if (std::any_of(states_.begin(), states_.end(), [](FSDPState* state) {
-        return state->group().has_collectives() && state->group().params()[0]->device().is_cpu();
-      })) {
-    comm_->streams = CommStreams::thread_stream();
+  const auto communicating = std::find_if(states_.begin(), states_.end(), [](FSDPState* state) {
+    return state->group().has_collectives();
+  });
+  if (communicating != states_.end()) {
+    comm_->streams = CommStreams::beside((*communicating)->group().params()[0]->device());
   }
   for (FSDPState* state : states_) {
     state->group().set_comm_context(comm_);

@@ -92,9 +92,10 @@ class GatheredParameters {
 void set_post_accumulate_grad_hook(nn::Layer& root, const std::string& fqn,
                                    FSDPParam::PostAccumulateGradHook hook);
 
-// Makes all groups below `root`, and it the root of them, use these streams. Default: one thread
-// where there are collectives on the CPU, else the caller. A root that runs inside the forward of
-// another on the same mesh must share its streams. REQUIRES: outside forward and backward.
+// Makes all groups below `root`, and it the root of them, use these streams. Default: where there
+// are collectives, CommStreams::beside the device of the parameters, else the caller. A root that
+// runs inside the forward of another on the same mesh must share its streams. REQUIRES: outside
+// forward and backward.
 void set_streams(nn::Layer& root, CommStreams streams);
 
 // Tells `recorder` from now on; null: nobody.

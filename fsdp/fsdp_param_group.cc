@@ -231,11 +231,15 @@ void FSDPParamGroup::start_reductions() {
   }
 }
 
+bool FSDPParamGroup::offloads_from_device() const {
+  return offload_policy_ && !params_.empty() && !params_[0]->device().is_cpu();
+}
+
 // How many groups may still be reducing when the next one begins. None where the reduction is one
 // collective, since that must be over for its input to be freed; the last one where an all-reduce
 // follows; all where the CPU would have to wait for the device.
 size_t FSDPParamGroup::max_reducing() const {
-  if (offload_policy_ && !params_[0]->device().is_cpu()) {
+  if (offloads_from_device()) {
     return context_->reducing.size();
   }
   return replicate_axis_->size() > 1 ? 1 : 0;
@@ -247,6 +251,15 @@ void FSDPParamGroup::release_reduce_inputs() {
       if (reduction.result.work) {
         reduction.result.reduce_scatter->wait();
         reduction.result.input.reset();
+      }
+    }
+  }
+  // Of gradients on their way to the CPU only the last group's stay on the device.
+  for (size_t i = 0; offloads_from_device() && i + 1 < context_->reducing.size(); ++i) {
+    for (Reduction& reduction : context_->reducing[i]->reductions_) {
+      if (reduction.result.device_output.defined()) {
+        reduction.result.work->wait();
+        reduction.result.device_output.reset();
       }
     }
   }
@@ -287,8 +300,7 @@ void FSDPParamGroup::wait_for_reductions() {
       reduction.result.work->wait();
     }
   }
-  const bool on_device = !params_.empty() && !params_[0]->device().is_cpu();
-  if (reducing_ && offload_policy_ && on_device) {
+  if (reducing_ && offloads_from_device()) {
     // wait() has ordered the copies to the CPU before what the device does next, not the CPU.
     c10::impl::VirtualGuardImpl(params_[0]->device().type())
         .getStream(params_[0]->device())

@@ -96,6 +96,7 @@ class FSDPParamGroup {
   void record(TrainingEvent::Kind kind, TrainingState state) const;
   at::ScalarType reduce_dtype_of(const FSDPParam& param) const;
   bool has_partial() const;
+  bool offloads_from_device() const;
   size_t max_reducing() const;
   void start_reductions();
   void release_reduce_inputs();

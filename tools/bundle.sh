@@ -6,9 +6,11 @@
 # looks for torch through NARROWGAUGE_TORCH (the folder .../site-packages/torch) or the machine's python3.
 # The program is built first, unless NARROWGAUGE_BINARIES names the folder of another build.
 # Further PROGRAMs (tests, benchmarks; built already) start in the same way: OUTPUT/NAME.
+# A machine without an MPI of its own starts ranks with the one that OUTPUT carries, Debian's Open MPI less its fabrics:
+#   OUTPUT/mpirun -np 2 OUTPUT/narrowgauge train ...
 set -euo pipefail
 root=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
-[ $# -ge 1 ] && [[ $1 != -* ]] || { sed -n '2,8s/^# //p' "$root/tools/bundle.sh"; [ "${1:-}" = --help ] && exit 0 || exit 2; }
+[ $# -ge 1 ] && [[ $1 != -* ]] || { sed -n '2,10s/^# //p' "$root/tools/bundle.sh"; [ "${1:-}" = --help ] && exit 0 || exit 2; }
 output=$1
 shift
 fail() {
@@ -29,17 +31,29 @@ needed=$(ldd "${programs[@]}")
 # Put together beside its final name, so that an interrupted run leaves nothing that looks whole.
 building=$output.building.$$
 trap 'rm -rf "$building"' EXIT
-mkdir -p "$building"/{bin,lib,lib-mpi}
+components=lib/x86_64-linux-gnu/openmpi/lib/openmpi3  # below Open MPI's prefix, which is /usr or $OPAL_PREFIX
+mkdir -p "$building"/{bin,lib,lib-mpi} "$building/mpi/"{bin,share,$components}
 cp -L "${programs[@]}" "$building/bin/"
 chmod u+w "$building"/bin/*
 cp -rL "$root/configs" "$building/"
 cp "$root/tools/convergence.py" "$building/"
 
+# What ranks of one host, or of several over TCP, open while they run; ldd does not see it.
+cp -L "$(type -P mpirun)" "$building/mpi/bin/mpirun"
+cp -L "$(type -P orted)" "$building/mpi/bin/orted"
+cp -rL /usr/share/openmpi "$building/mpi/share/"
+for family in allocator bml btl_self btl_sm btl_tcp btl_vader coll errmgr ess filem grpcomm iof mpool odls oob op plm pmix pml_ob1 \
+  pstat rcache regx rmaps rml routed rtc schizo shmem state; do
+  cp -L "/usr/$components/mca_$family"*.so "$building/mpi/$components/"
+done
+rm -f "$building/mpi/$components"/*{slurm,isolated,simulator,monitoring,cuda,coll_sm}*.so
+needed+=$'\n'$(ldd "$building"/mpi/bin/* "$building/mpi/$components"/*.so)
+
 awk '$2 == "=>" && $3 ~ /^\// {print $3}' <<<"$needed" | sort -u | while read -r library; do
   case $(basename "$library") in
     libtorch* | libc10* | libcud* | libcupti* | libgomp*) ;;  # beside libtorch
     libc.so* | libm.so* | libpthread* | libdl* | librt* | libutil* | libstdc++* | libgcc_s* | libz.so*) ;;  # the machine's
-    libmpi* | libopen-* | libhwloc* | libevent* | libudev*) cp -L "$library" "$building/lib-mpi/" ;;
+    libmpi* | libopen-* | libmca_* | libpmix* | libmunge* | libhwloc* | libevent* | libudev*) cp -L "$library" "$building/lib-mpi/" ;;
     *) cp -L "$library" "$building/lib/" ;;
   esac
 done
@@ -63,8 +77,9 @@ if [ "$found_version" != "$torch_version" ]; then
   exit 1
 fi
 libraries=$here/lib
-# The machine's own MPI knows its launcher; the bundled one serves runs of a single process.
-case $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p) in
+# The machine's own MPI knows its launcher; the bundled one serves a process on its own and what OUTPUT/mpirun starts.
+case ${OPAL_PREFIX:-}$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p) in
+  "$here/mpi"*) libraries=$here/lib-mpi:$libraries ;;
   *'libmpi.so.40 '*) ;;
   *) libraries+=:$here/lib-mpi ;;
 esac
@@ -77,7 +92,15 @@ export NARROWGAUGE_ROOT=$here
 exec "$here/bin/$(basename "$0")" "$@"
 LAUNCHER
 } >"$building/narrowgauge"
-chmod +x "$building/narrowgauge"
+cat >"$building/mpirun" <<'LAUNCHER'
+#!/usr/bin/env bash
+set -euo pipefail
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+export OPAL_PREFIX=$here/mpi PMIX_MCA_pcompress_base_silence_warning=1
+export LD_LIBRARY_PATH=$here/lib-mpi${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+exec "$here/mpi/bin/mpirun" "$@"
+LAUNCHER
+chmod +x "$building"/{narrowgauge,mpirun}
 for program in "$@"; do
   ln -s narrowgauge "$building/$(basename "$program")"
 done

@@ -9,23 +9,12 @@
 #include "trainer/metrics.h"
 
 namespace narrowgauge::trainer {
-namespace {
 
-// Empty when a GPU can be used, else the reason.
-std::string load_cuda(int world_size) {
-  if (cuda::has_driver() && world_size > 1) {
-    return "several ranks exchange tensors of the CPU only";
-  }
-  return cuda::load_libtorch_cuda();
-}
-
-}  // namespace
-
-c10::Device select_device(const std::string& name, int world_size) {
+c10::Device select_device(const std::string& name) {
   if (name == "cpu" || (name == "auto" && !cuda::has_driver())) {
     return c10::kCPU;
   }
-  const std::string problem = load_cuda(world_size);
+  const std::string problem = cuda::load_libtorch_cuda();
   if (problem.empty()) {
     return {c10::kCUDA, 0};
   }
@@ -33,7 +22,7 @@ c10::Device select_device(const std::string& name, int world_size) {
     std::fprintf(stderr, "on the CPU, since the GPU cannot be used: %s\n", problem.c_str());
     return c10::kCPU;
   }
-  throw ConfigError("training.device: cannot use 'cuda': " + problem + "; use training.device=cpu");
+  throw ConfigError("cannot use 'cuda': " + problem + "; use the device cpu");
 }
 
 int64_t peak_memory_bytes(c10::Device device) {

@@ -7,12 +7,11 @@
 
 namespace narrowgauge::trainer {
 
-// training.device as a device: "cpu", "cuda", or "auto" (a GPU where there is one that can be used,
-// said on standard error where not). libtorch's CUDA half is loaded here and only when it is
-// wanted: it costs 0.2 s and a run on the CPU has no use for it. Ranks exchange tensors of the CPU
-// only, so a GPU serves a run of one rank. Throws ConfigError if "cuda" is asked for and cannot be
-// had.
-c10::Device select_device(const std::string& name, int world_size);
+// `name` as a device for a process on its own: "cpu", "cuda", or "auto" (a GPU where there is one
+// that can be used, said on standard error where not). libtorch's CUDA half is loaded here and only
+// when it is wanted: it costs 0.2 s and the CPU has no use for it. Throws ConfigError if "cuda" is
+// asked for and cannot be had. For ranks: trainer/rank_device.h.
+c10::Device select_device(const std::string& name);
 
 // The most memory a run on `device` has used so far: bytes allocated on a GPU, or this process's
 // resident set.

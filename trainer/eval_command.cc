@@ -220,7 +220,7 @@ void print_result(const nlohmann::ordered_json& result) {
 
 int eval_command(const EvalOptions& options) {
   const LoadedModel loaded =
-      load_model(options.model, options.tokenizer, select_device(options.device, 1));
+      load_model(options.model, options.tokenizer, select_device(options.device));
   const int64_t max_seq_len = loaded.model->config().max_seq_len;
   const int64_t seq_len =
       options.seq_len > 0 ? options.seq_len : std::min(max_seq_len, kLongestDefaultWindow);

@@ -41,7 +41,7 @@ std::vector<int64_t> prompt_ids(const LoadedModel& loaded, const GenerateOptions
 
 int generate_command(const GenerateOptions& options) {
   const LoadedModel loaded =
-      load_model(options.model, options.tokenizer, select_device(options.device, 1));
+      load_model(options.model, options.tokenizer, select_device(options.device));
   const std::vector<int64_t> prompt = prompt_ids(loaded, options);
   nn::SamplingOptions sampling;
   sampling.max_new_tokens = options.max_new_tokens;

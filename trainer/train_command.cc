@@ -22,6 +22,7 @@
 #include "trainer/device.h"
 #include "trainer/export_run.h"
 #include "trainer/model_shape.h"
+#include "trainer/rank_device.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_end.h"
 #include "trainer/stop_signal.h"
@@ -147,7 +148,7 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
                    .record_directory = RunDirectory::attach(config).flight_record(),
                    .record_capacity = static_cast<size_t>(config.comm.trace_buf_size)});
   }
-  const auto world = session.world();
+  const auto world = session.world();  // of the CPU: what ranks agree on before they train
   plan_ranks(config, world->size());
   const RunDirectory run =
       world->rank() == 0 ? RunDirectory::open(config) : RunDirectory::attach(config);
@@ -155,7 +156,8 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
     config.training.num_threads = share_of_processors(session.local_size());
   }
   at::set_num_threads(static_cast<int>(config.training.num_threads));
-  const at::Device device = select_device(config.training.device, world->size());
+  const at::Device device = select_rank_device(
+      config.training.device, {session.local_rank(), session.local_size()}, *world);
   fill_model_shape(config.model, run);
   TrainingData data = open_training_data(config, run, *world);
   check(config);
@@ -171,7 +173,9 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
     session.set_timeout(std::chrono::seconds(config.comm.train_timeout_seconds));
   };
   try {
-    return train_and_export(config, run, std::move(data), world, device, stop_signal, under_way);
+    return train_and_export(config, run, std::move(data),
+                            device.is_cpu() ? world : session.world(device), device, stop_signal,
+                            under_way);
   } catch (const std::exception& error) {
     const std::string shortage =
         explain_memory_shortage(error, config, plan_ranks(config, world->size()));

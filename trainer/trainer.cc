@@ -88,6 +88,15 @@ std::shared_ptr<comm::MeteredStream> run_collectives_beside(nn::Transformer& mod
   return stream;
 }
 
+// A whole model on every rank for forwards without gradients, where the configuration says that it
+// fits; else null, and each of them gathers layer by layer.
+std::unique_ptr<fsdp::GatheredParameters> gather_if_it_fits(nn::Transformer& model,
+                                                            const TrainConfig& config) {
+  return config.parallelism.fsdp_reshard_after_forward == "never"
+             ? std::make_unique<fsdp::GatheredParameters>(model)
+             : nullptr;
+}
+
 std::vector<int64_t> make_prompt(const TrainConfig& config, const data::Tokenizer* tokenizer) {
   if (config.generation.interval == 0) {
     return {};
@@ -276,7 +285,7 @@ at::Tensor Trainer::accumulate_gradients(int64_t step) {
 void Trainer::validate() {
   const at::NoGradGuard no_grad;
   const double started = now_seconds();
-  const fsdp::GatheredParameters gathered(*model_);
+  const auto gathered = gather_if_it_fits(*model_, config_);
   // Batches are those of the whole world, of which a rank takes its part: what is scored does not
   // depend on the number of ranks.
   const int64_t per_rank = plan_.global_batch_size / mesh_.world().size();
@@ -314,8 +323,8 @@ void Trainer::validate() {
 }
 
 void Trainer::write_sample() {
-  // Every rank generates: gathering is collective, and the same seed gives the same text.
-  const fsdp::GatheredParameters gathered(*model_);
+  // Every rank generates, since gathering is collective; the same seed gives the same text.
+  const auto gathered = gather_if_it_fits(*model_, config_);
   nn::SamplingOptions options;
   options.max_new_tokens = config_.generation.max_new_tokens;
   options.temperature = config_.generation.temperature;

@@ -4,12 +4,12 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
 #include <string>
 #include <vector>
 
-#include "comm/device_mesh.h"
-#include "tests/fsdp/toy_model.h"
+#include "fsdp/clip_grad_norm.h"
 
 namespace narrowgauge::fsdp {
 namespace {
@@ -49,39 +49,27 @@ class Reference {
     const at::Tensor loss = model_->loss_sum(batch.tokens, batch.targets);
     loss.backward();
     const c10::NoGradGuard no_grad;
+    double squares = 0;
     for (const auto& parameter : model_->named_parameters()) {
       at::Tensor& shard = shards_[parameter.key()];
       const at::Tensor grad = parameter.value().grad().narrow(0, 0, shard.size(0)).to(at::kFloat);
       shard.sub_(grad.mul(kLearningRate));  // the mean over ranks
+      squares += grad.to(at::kDouble).square().sum().item<double>();
     }
+    grad_norm_ = std::sqrt(tested_.shard * squares);
     return loss.item<double>();
   }
 
   const std::map<std::string, at::Tensor>& shards() const { return shards_; }
+  // Of the last step.
+  double grad_norm() const { return grad_norm_; }
 
  private:
   EchoCase tested_;
   std::shared_ptr<ToyModel> model_;
   std::map<std::string, at::Tensor> shards_;
+  double grad_norm_ = 0;
 };
-
-std::shared_ptr<ToyModel> sharded_model(const EchoCase& tested, const comm::DeviceMesh& mesh,
-                                        at::Device device) {
-  auto model = std::make_shared<ToyModel>(kSpec, at::TensorOptions(at::kMeta));
-  FullyShardOptions options;
-  options.mp_policy = {.param_dtype = tested.param_dtype, .reduce_dtype = at::kFloat};
-  options.reshard_after_forward = tested.reshard_after_forward;
-  options.gradient_divide_factor = tested.replicate * tested.shard;
-  if (tested.offload) {
-    options.offload_policy = CPUOffloadPolicy{};
-  }
-  for (const auto& block : model->blocks) {
-    fully_shard(*block, mesh, options);
-  }
-  fully_shard(*model, mesh, options);
-  materialize(*model, device, initialize_toy);
-  return model;
-}
 
 }  // namespace
 
@@ -94,6 +82,7 @@ void EchoCommunicator::wait() const {
 void EchoCommunicator::all_gather(const at::Tensor& output, const at::Tensor& input) {
   wait();
   const at::Tensor slices = output.view({size_, -1});
+  alone_->all_gather(slices.select(0, 0), input);
   for (int other = 1; other < size_; ++other) {
     slices.select(0, other).copy_(input.view({-1}));
   }
@@ -102,7 +91,7 @@ void EchoCommunicator::all_gather(const at::Tensor& output, const at::Tensor& in
 void EchoCommunicator::reduce_scatter(const at::Tensor& output, const at::Tensor& input,
                                       comm::ReduceOp op) {
   wait();
-  output.view({-1}).copy_(input.view({size_, -1}).select(0, 0));
+  alone_->reduce_scatter(output, input.view({size_, -1}).select(0, 0), op);
   if (op == comm::ReduceOp::kSum) {
     output.mul_(size_);
   }
@@ -110,19 +99,43 @@ void EchoCommunicator::reduce_scatter(const at::Tensor& output, const at::Tensor
 
 void EchoCommunicator::all_reduce(const at::Tensor& tensor, comm::ReduceOp op) {
   wait();
+  alone_->all_reduce(tensor, op);
   if (op == comm::ReduceOp::kSum) {
     tensor.mul_(size_);
   }
 }
 
-void expect_echo_parity(const EchoCase& tested, at::Device device, const CommStreams& streams,
-                        const std::function<void()>& delay) {
+EchoModel make_echo_model(const EchoCase& tested, const ToySpec& spec, at::Device device,
+                          const std::shared_ptr<comm::Communicator>& alone,
+                          const std::function<void()>& delay) {
   const comm::DeviceMesh mesh(
-      std::make_shared<EchoCommunicator>(tested.replicate * tested.shard, 2, delay),
+      std::make_shared<EchoCommunicator>(alone, tested.replicate * tested.shard, 2, delay),
       tested.replicate, tested.shard);
+  auto model = std::make_shared<ToyModel>(spec, at::TensorOptions(at::kMeta));
+  FullyShardOptions options;
+  options.mp_policy = {.param_dtype = tested.param_dtype, .reduce_dtype = at::kFloat};
+  options.reshard_after_forward = tested.reshard_after_forward;
+  options.gradient_divide_factor = tested.replicate * tested.shard;
+  if (tested.offload) {
+    options.offload_policy = CPUOffloadPolicy{};
+  }
+  for (const auto& block : model->blocks) {
+    fully_shard(*block, mesh, options);
+  }
+  fully_shard(*model, mesh, options);
+  materialize(*model, device, initialize_toy);
+  return {mesh, model};
+}
+
+void expect_echo_parity(const EchoCase& tested, at::Device device,
+                        const std::shared_ptr<comm::Communicator>& alone,
+                        const std::optional<CommStreams>& streams,
+                        const std::function<void()>& delay) {
   Reference reference(tested, device);
-  const auto model = sharded_model(tested, mesh, device);
-  set_streams(*model, streams);
+  const auto [mesh, model] = make_echo_model(tested, kSpec, device, alone, delay);
+  if (streams) {
+    set_streams(*model, *streams);
+  }
   double first_loss = 0;
   double loss = 0;
   for (int step = 0; step < 6; ++step) {
@@ -137,6 +150,9 @@ void expect_echo_parity(const EchoCase& tested, at::Device device, const CommStr
     // The same kernels on the same values: the same bits, if nothing is read early or freed early.
     ASSERT_EQ(loss, expected) << tested.name << ", step " << step;
     const c10::NoGradGuard no_grad;
+    // Sums meet where the shards are: of offloaded ones on the CPU.
+    const double norm = total_grad_norm(sharded_parameters(*model), mesh);
+    EXPECT_NEAR(norm / reference.grad_norm(), 1.0, 1e-5) << tested.name << ", step " << step;
     for (const ShardedParameter& parameter : sharded_parameters(*model)) {
       at::Tensor local = parameter.local;
       ASSERT_EQ(local.device().is_cpu(), tested.offload || device.is_cpu());

@@ -6,8 +6,10 @@
 #include <utility>
 
 #include "comm/communicator.h"
+#include "comm/device_mesh.h"
 #include "fsdp/comm_streams.h"
 #include "fsdp/fully_shard.h"
+#include "tests/fsdp/toy_model.h"
 
 namespace narrowgauge::fsdp {
 
@@ -17,10 +19,12 @@ namespace narrowgauge::fsdp {
 // reduced gradient is the number of ranks times the first shard's.
 class EchoCommunicator final : public comm::Communicator {
  public:
-  // split_size: of every communicator split from this one. delay: called before each collective
-  // writes; may be null.
-  EchoCommunicator(int size, int split_size, std::function<void()> delay)
-      : size_(size), split_size_(split_size), delay_(std::move(delay)) {}
+  // alone: a communicator of one rank, which carries what this rank sends to itself. split_size: of
+  // every communicator split from this one. delay: called before each collective writes; may be
+  // null.
+  EchoCommunicator(std::shared_ptr<comm::Communicator> alone, int size, int split_size,
+                   std::function<void()> delay)
+      : alone_(std::move(alone)), size_(size), split_size_(split_size), delay_(std::move(delay)) {}
 
   int rank() const override { return 0; }
   int size() const override { return size_; }
@@ -28,14 +32,16 @@ class EchoCommunicator final : public comm::Communicator {
   void reduce_scatter(const at::Tensor& output, const at::Tensor& input,
                       comm::ReduceOp op) override;
   void all_reduce(const at::Tensor& tensor, comm::ReduceOp op) override;
-  void broadcast(const at::Tensor&, int) override {}
+  void broadcast(const at::Tensor& tensor, int root) override { alone_->broadcast(tensor, root); }
   std::shared_ptr<comm::Communicator> split(int, int) override {
-    return std::make_shared<EchoCommunicator>(split_size_, split_size_, delay_);
+    return std::make_shared<EchoCommunicator>(alone_->split(0, 0), split_size_, split_size_,
+                                              delay_);
   }
 
  private:
   void wait() const;
 
+  std::shared_ptr<comm::Communicator> alone_;
   int size_;
   int split_size_;
   std::function<void()> delay_;
@@ -50,9 +56,20 @@ struct EchoCase {
   bool offload = false;
 };
 
+// A toy model in an echo world.
+struct EchoModel {
+  comm::DeviceMesh mesh;
+  std::shared_ptr<ToyModel> model;
+};
+EchoModel make_echo_model(const EchoCase& tested, const ToySpec& spec, at::Device device,
+                          const std::shared_ptr<comm::Communicator>& alone,
+                          const std::function<void()>& delay);
+
 // Trains a toy model on `device` in an echo world and without sharding, and fails the running test
-// where losses or parameters of 6 steps differ.
-void expect_echo_parity(const EchoCase& tested, at::Device device, const CommStreams& streams,
+// where losses or parameters of 6 steps differ. streams: unset, the default ones.
+void expect_echo_parity(const EchoCase& tested, at::Device device,
+                        const std::shared_ptr<comm::Communicator>& alone,
+                        const std::optional<CommStreams>& streams,
                         const std::function<void()>& delay);
 
 }  // namespace narrowgauge::fsdp

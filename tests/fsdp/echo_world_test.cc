@@ -8,6 +8,8 @@
 #include <chrono>
 #include <thread>
 
+#include "comm/self_communicator.h"
+
 namespace narrowgauge::fsdp {
 namespace {
 
@@ -17,6 +19,7 @@ CommStreams streams_apart() {
 }
 
 TEST(EchoWorld, EqualsNoSharding) {
+  const auto alone = std::make_shared<comm::SelfCommunicator>();
   const auto delay = [] { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };
   for (const EchoCase& tested :
        {EchoCase{.name = "default"}, EchoCase{.name = "always", .reshard_after_forward = true},
@@ -26,9 +29,9 @@ TEST(EchoWorld, EqualsNoSharding) {
         EchoCase{.name = "replicas", .replicate = 2, .param_dtype = at::kBFloat16},
         EchoCase{.name = "replicas alone", .replicate = 2, .shard = 1},
         EchoCase{.name = "offload", .param_dtype = at::kBFloat16, .offload = true}}) {
-    expect_echo_parity(tested, at::kCPU, CommStreams::inline_streams(), nullptr);
-    expect_echo_parity(tested, at::kCPU, CommStreams::thread_stream(), delay);
-    expect_echo_parity(tested, at::kCPU, streams_apart(), delay);
+    expect_echo_parity(tested, at::kCPU, alone, CommStreams::inline_streams(), nullptr);
+    expect_echo_parity(tested, at::kCPU, alone, std::nullopt, delay);
+    expect_echo_parity(tested, at::kCPU, alone, streams_apart(), delay);
   }
 }
 

@@ -153,5 +153,25 @@ TEST(Memory, AtMostTwoGatheredGroups) {
   });
 }
 
+// Validation and samples: with as little as training's forward, and nothing is left.
+TEST(Memory, AForwardWithoutGradientsHoldsTwoGatheredGroups) {
+  run_ranks_shared(kRanks, [&](auto world) {
+    const comm::DeviceMesh mesh(world, 1, kRanks);
+    const ToySpec deep{.vocab = 32, .dim = 128, .hidden = 512, .num_blocks = 8};
+    const ToyBatch batch = toy_batch(deep, 0, 2);
+    LiveBytes bytes;
+    bytes.count_this_thread();
+    const auto model = make_sharded_toy(deep, mesh, {});
+    const c10::NoGradGuard no_grad;
+    const int64_t sharded = bytes.now();
+    for (int step = 0; step < 2; ++step) {
+      bytes.reset_peak();
+      model->loss_sum(batch.tokens, batch.targets);
+      EXPECT_LE(bytes.peak(), sharded + 2 * kBlock + kNonBlock + kBuffer);
+      EXPECT_EQ(bytes.now(), sharded);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace narrowgauge::fsdp

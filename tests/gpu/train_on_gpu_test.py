@@ -1,8 +1,10 @@
-"""One GPU trains as the CPU does: losses, resuming across devices, export, evaluation.
+"""GPUs train as the CPU does: losses, resuming across devices, export, evaluation, ranks with a GPU each over NCCL.
 
-Argument: the narrowgauge program (of a checkout or of a bundle). Needs a GPU and fails without one.
+Argument: the narrowgauge program (of a checkout or of a bundle). Needs a GPU and fails without one; ranks take as many as
+there are, and with one GPU a single rank goes through MPI and NCCL.
 """
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -11,6 +13,9 @@ import tempfile
 import unittest
 
 NARROWGAUGE = pathlib.Path(sys.argv[1]).resolve()
+# A bundle's own, where it has one.
+MPIRUN = next((path for path in [NARROWGAUGE.parent / "mpirun"] if path.exists()), "mpirun")
+NUM_GPUS = len(subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout.splitlines())
 CONFIG = """
 job:          {run_dir: %(run)s}
 model:        {architecture: llama, dim: 128, num_layers: 3, num_heads: 4, num_kv_heads: 2, ffn_dim: 352, max_seq_len: 128}
@@ -31,15 +36,21 @@ class TrainOnGpu(unittest.TestCase):
         self.text = self.folder / "text.txt"
         self.text.write_text(" ".join(words.choice("a cat sat on the mat and saw a dog".split()) for _ in range(20000)))
 
-    def run_narrowgauge(self, *arguments):
-        done = subprocess.run([NARROWGAUGE, *map(str, arguments)], capture_output=True, text=True)
-        self.assertEqual(done.returncode, 0, done.stderr)
+    def run_narrowgauge(self, *arguments, ranks=None, code=0):
+        launcher = [MPIRUN, "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks else []
+        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+        done = subprocess.run([*launcher, NARROWGAUGE, *map(str, arguments)], capture_output=True, text=True,
+                              env=environment, timeout=300)
+        self.assertEqual(done.returncode, code, done.stderr)
         return done
 
-    def train(self, name, *overrides):
+    def write_config(self, name):
         config = self.folder / f"{name}.yaml"
         config.write_text(CONFIG % dict(run=self.folder / name, text=self.text, cache=self.folder / "cache"))
-        errors = self.run_narrowgauge("train", config, *overrides).stderr
+        return config
+
+    def train(self, name, *overrides, ranks=None):
+        errors = self.run_narrowgauge("train", self.write_config(name), *overrides, ranks=ranks).stderr
         lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
         return [line["loss"] for line in map(json.loads, lines) if "loss" in line], errors
 
@@ -71,6 +82,35 @@ class TrainOnGpu(unittest.TestCase):
         self.assertAlmostEqual(scores[0], scores[1], delta=1e-5)
         self.run_narrowgauge("generate", "--model", self.folder / "moved", "--tokenizer", "bytes", "--prompt", "the ",
                              "--device", "cuda")
+
+    def test_ranks_have_a_gpu_each_and_meet_over_nccl(self):
+        ranks = max(n for n in (1, 2, 4, 8) if n <= NUM_GPUS)
+        batch = f"training.local_batch_size={8 // ranks}"
+        alone, _ = self.train("alone", "training.device=cuda")
+        for name, overrides in dict(sharded=[], replicated=[f"parallelism.data_parallel_replicate_degree={ranks}"],
+                                    offloaded=["training.enable_cpu_offload=true"],
+                                    freed=["parallelism.fsdp_reshard_after_forward=always"]).items():
+            with self.subTest(name):
+                losses, errors = self.train(name, "training.device=cuda", batch, *overrides, ranks=ranks)
+                self.assertIn("cuda:0", errors)
+                self.assert_close(losses, alone, 1e-4)
+        _, errors = self.train("bf16", batch, "training.mixed_precision_param=bfloat16", ranks=ranks)
+        self.assertIn("cuda:0", errors, "auto takes the GPUs")
+
+    def test_more_ranks_than_gpus_are_refused(self):
+        ranks = NUM_GPUS + 1
+        done = self.run_narrowgauge("train", self.write_config("crowded"), "training.device=cuda",
+                                    f"training.global_batch_size={4 * ranks}", ranks=ranks, code=2)
+        self.assertEqual(done.stderr.count("start one rank for each GPU"), 1, done.stderr)
+
+    def test_a_run_that_fails_leaves_the_record_of_its_collectives(self):
+        self.run_narrowgauge("train", self.write_config("failed"), "training.device=cuda", "optimizer.lr=1e30",
+                             "training.max_norm=0", ranks=1, code=1)
+        record = json.loads((self.folder / "failed/flight_record/rank-0.json").read_text())
+        self.assertIn("nothing of this step was applied", record["reason"])
+        self.assertLessEqual({("world", "init"), ("world-1", "init"), ("world-1", "all_reduce")},
+                             {(line["group"], line["operation"]) for line in record["collectives"]})
+        self.assertNotIn(None, [line["seconds"] for line in record["collectives"]])
 
 
 if __name__ == "__main__":

@@ -187,11 +187,13 @@ class TrainRun(unittest.TestCase):
 
     def test_replicated_and_sharded_meshes_agree(self):
         self.assertEqual(self.train(ranks=1)[0], 0)
-        config = self.write_config("mesh")
-        status, _, errors = self.train("parallelism.data_parallel_replicate_degree=2", config=config, ranks=4)
-        self.assertEqual(status, 0, errors)
-        for ours, reference in zip(step_lines(self.folder / "mesh"), step_lines(self.folder / "run"), strict=True):
-            self.assertAlmostEqual(ours["loss"] / reference["loss"], 1.0, delta=1e-5)
+        for replicas in (2, 4):
+            config = self.write_config(f"mesh{replicas}")
+            status, _, errors = self.train(f"parallelism.data_parallel_replicate_degree={replicas}", config=config, ranks=4)
+            self.assertEqual(status, 0, errors)
+            lines = step_lines(self.folder / f"mesh{replicas}")
+            for ours, reference in zip(lines, step_lines(self.folder / "run"), strict=True):
+                self.assertAlmostEqual(ours["loss"] / reference["loss"], 1.0, delta=1e-5)
 
     def test_reshard_policy_and_offload_keep_the_bits(self):
         lines = {}
