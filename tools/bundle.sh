@@ -43,7 +43,7 @@ cp -L "$(type -P mpirun)" "$building/mpi/bin/mpirun"
 cp -L "$(type -P orted)" "$building/mpi/bin/orted"
 cp -rL /usr/share/openmpi "$building/mpi/share/"
 for family in allocator bml btl_self btl_sm btl_tcp btl_vader coll errmgr ess filem grpcomm iof mpool odls oob op plm pmix pml_ob1 \
-  pstat rcache regx rmaps rml routed rtc schizo shmem state; do
+  pstat rcache reachable_weighted regx rmaps rml routed rtc schizo shmem state; do
   cp -L "/usr/$components/mca_$family"*.so "$building/mpi/$components/"
 done
 rm -f "$building/mpi/$components"/*{slurm,isolated,simulator,monitoring,cuda,coll_sm}*.so
