@@ -54,9 +54,8 @@ std::string problem_with_gpus(const std::vector<FoundGpu>& by_rank) {
   for (size_t rank = 0; rank < by_rank.size(); ++rank) {
     const FoundGpu& found = by_rank[rank];
     if (found.kind != Kind::kUsable) {
-      return by_rank.size() == 1 ? found.text
-                                 : "rank " + std::to_string(rank) + " on " + found.text +
-                                       "; start one rank for each GPU";
+      return (by_rank.size() == 1 ? "" : "rank " + std::to_string(rank) + " on ") + found.text +
+             (found.kind == Kind::kUnusable ? "; start one rank for each GPU" : "");
     }
     const auto [owner, is_first] = owners.emplace(found.text, rank);
     if (!is_first) {

@@ -24,6 +24,9 @@ TEST(RankDevice, GpusOfTheirOwnAreNoProblem) {
 
 TEST(RankDevice, NamesTheRanksThatHaveNone) {
   EXPECT_EQ(problem_with_gpus({{Kind::kNoDriver, "a: no driver"}}), "a: no driver");
+  EXPECT_EQ(problem_with_gpus(
+                {{Kind::kUsable, "a, GPU 0000:3B:00.0"}, {Kind::kNoDriver, "b: no driver"}}),
+            "rank 1 on b: no driver");
   EXPECT_EQ(problem_with_gpus({{Kind::kUsable, "a, GPU 0000:3B:00.0"},
                                {Kind::kUnusable, "a: 1 GPUs for 2 ranks"}}),
             "rank 1 on a: 1 GPUs for 2 ranks; start one rank for each GPU");
