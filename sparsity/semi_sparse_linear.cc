@@ -24,8 +24,13 @@ void refuse_second_derivative() {
               "expected a first derivative, got create_graph; 2:4 linears are differentiable once");
 }
 
+// A bias that is missing has no number among the inputs: whether it wants a gradient is remembered.
+void remember_bias(AutogradContext* context, const std::optional<at::Tensor>& bias) {
+  context->saved_data["bias"] = bias.has_value() && bias->requires_grad();
+}
+
 at::Tensor bias_gradient(AutogradContext* context, const at::Tensor& grad) {
-  return context->needs_input_grad(2) ? grad.sum(0) : at::Tensor();
+  return context->saved_data["bias"].toBool() ? grad.sum(0) : at::Tensor();
 }
 
 // The products of one masked weight, by whichever means this device has.
@@ -66,6 +71,7 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
     context->save_for_backward({x, weight, mask});
     context->saved_data["masked"] = is_masked;
     context->saved_data["decay"] = decay;
+    remember_bias(context, bias);
     return MaskedProducts(x, weight, mask).output(x, bias);
   }
 
@@ -106,6 +112,7 @@ struct MaskedActivation : torch::autograd::Function<MaskedActivation> {
     const SemiStructuredTensor packed =
         prune_and_compress(padded, static_cast<TileAlgorithm>(algorithm));
     context->save_for_backward({packed.values, packed.metadata, weight});
+    remember_bias(context, bias);
     return at::linear(decompress(packed).narrow(0, 0, tokens), weight, bias);
   }
 

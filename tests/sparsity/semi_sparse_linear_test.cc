@@ -132,6 +132,16 @@ TEST(SemiSparseActivationLinear, MasksTheInputAndPassesItsGradientThrough) {
   }
 }
 
+TEST(SemiSparse, GradientsWithoutABias) {
+  const RandomLinear dense(at::kFloat, false);
+  SemiSparseLinear weight_sparse(dense, {});
+  SemiSparseActivationLinear input_sparse(dense, TileAlgorithm::kOptimal);
+  const at::Tensor x = at::randn({8, 32});
+  const at::Tensor grad = at::randn({8, 16});
+  expect_bitwise_equal(run(weight_sparse, x, grad).weight, at::mm(grad.t(), x));
+  expect_bitwise_equal(run(input_sparse, x, grad).x, at::mm(grad, dense.weight.detach()));
+}
+
 class Pair : public nn::Layer {
  public:
   Pair() {
