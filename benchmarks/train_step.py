@@ -7,8 +7,9 @@ Usage (from the repository root):
 Each round runs every contestant once as fresh processes on configs/bench/llama_12m.yaml's model; a figure is
 the median over all rounds' steps. Times on a shared machine drift: only the ratio is worth quoting. With --ranks
 the batch and the threads are divided among them: mpirun beside torchrun with FSDP2 over Gloo. --float8 takes
-torchao's recipe there, ours of that name here, and our own bf16 as a further contestant. Overrides are keys of
-our configuration, such as activation_checkpoint.mode=full.
+torchao's recipe there, ours of that name here, and our own bf16 as a further contestant. On CPU torchao has two ways
+to compute tensorwise, torch._scaled_mm and its own emulation, and one for rowwise, the emulation: each is a contestant.
+Overrides are keys of our configuration, such as activation_checkpoint.mode=full.
 """
 import argparse
 import json
@@ -54,14 +55,28 @@ def run_narrowgauge(args, overrides=()):
                 peak_memory_bytes=steps[-1]["peak_memory_bytes"], communication=communication)
 
 
-def run_peer(args, compiled):
+def run_peer(args, compiled, emulate=False):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(args.ranks)] if args.ranks > 1 else []
     command = [sys.executable, *launcher, ROOT / "benchmarks/peers/train_step.py", f"--steps={args.steps}",
                f"--warmup={WARMUP_STEPS}", f"--threads={args.threads // args.ranks}", f"--dtype={args.dtype}"]
     if args.float8:
-        command.append(f"--float8={args.float8}")
+        command += [f"--float8={args.float8}", *(["--emulate"] if emulate else [])]
     output = subprocess.run(command + (["--compile"] if compiled else []), check=True, capture_output=True, text=True)
     return json.loads(output.stdout.splitlines()[-1])
+
+
+def peers(args):
+    """{name: run}"""
+    library = "torchao" if args.float8 else "PyTorch"
+    eager = f"{library} FSDP2" if args.ranks > 1 else f"{library} eager"
+    compiled = "torchao compile" if args.float8 else "torch.compile"
+    found = {}
+    for emulate in {"tensorwise": [False, True], "rowwise": [True]}.get(args.float8, [False]):
+        way = ", emulated" if emulate else ""
+        found[eager + way] = lambda a, emulate=emulate: run_peer(a, False, emulate)
+        if args.compile:
+            found[compiled + way] = lambda a, emulate=emulate: run_peer(a, True, emulate)
+    return found
 
 
 def first_step_seconds(args):
@@ -79,27 +94,22 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as a third contestant")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--float8", choices=["tensorwise", "rowwise"], help="train in fp8 on both sides")
     parser.add_argument("--json", help="write every figure here")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     args = parser.parse_args()
     if BATCH_SIZE % args.ranks or args.threads % args.ranks:
         parser.error(f"expected --ranks that divide the batch of {BATCH_SIZE} and --threads {args.threads}")
-    peer = "PyTorch FSDP2" if args.ranks > 1 else "PyTorch eager"
-    if args.float8:
-        peer = peer.replace("PyTorch", "torchao")
-    contestants = {"narrowgauge": lambda a: run_narrowgauge(a, float8_overrides(a)), peer: lambda a: run_peer(a, False)}
+    contestants = {"narrowgauge": lambda a: run_narrowgauge(a, float8_overrides(a)), **peers(args)}
     if args.float8:
         contestants["our bf16"] = run_narrowgauge
-    if args.compile:
-        contestants["torch.compile"] = lambda a: run_peer(a, True)
     results = {name: [] for name in contestants}
     for round_number in range(1, args.rounds + 1):
         for name, run in contestants.items():
             results[name].append(run(args))
             median = statistics.median(results[name][-1]["step_seconds"])
-            print(f"round {round_number}/{args.rounds}  {name:14}  {1000 * median:7.1f} ms a step", file=sys.stderr)
+            print(f"round {round_number}/{args.rounds}  {name:26}  {1000 * median:7.1f} ms a step", file=sys.stderr)
     table = {}
     for name, runs in results.items():
         median = statistics.median(s for run in runs for s in run["step_seconds"])
@@ -108,10 +118,10 @@ def main():
     ours = table["narrowgauge"]
     ours["first_step_seconds"] = statistics.median(first_step_seconds(args) for _ in range(args.rounds))
     print(f"{args.dtype}, {args.ranks} rank(s) of {args.threads // args.ranks} thread(s), median of {args.rounds} x {args.steps} steps")
-    print(f"{'':14} {'ms/step':>8} {'tokens/s':>9} {'peak MiB':>9} {'ours / it':>10}")
+    print(f"{'':26} {'ms/step':>8} {'tokens/s':>9} {'peak MiB':>9} {'ours / it':>10}")
     for name, row in table.items():
         ratio = ours["tokens_per_second"] / row["tokens_per_second"]
-        print(f"{name:14} {row['step_ms']:8.1f} {row['tokens_per_second']:9.0f} {row['peak_memory_mib']:9.0f} {ratio:10.2f}")
+        print(f"{name:26} {row['step_ms']:8.1f} {row['tokens_per_second']:9.0f} {row['peak_memory_mib']:9.0f} {ratio:10.2f}")
     print(f"process start to the end of one step: {ours['first_step_seconds']:.2f} s")
     if communication := [pair for run in results["narrowgauge"] for pair in run["communication"]]:
         busy, exposed = (statistics.median(pair[i] for pair in communication) for i in (0, 1))

@@ -4,11 +4,12 @@ bf16 or torchao's float8; under torchrun sharded by FSDP2 over Gloo, each block 
 
 Prints one JSON object: the seconds of each step after the warm-up, tokens a step, peak resident bytes (of rank 0)
 and the last loss (its rank's). Usage: train_step.py [--steps N] [--warmup N] [--threads N] [--compile]
-[--float8 tensorwise|rowwise] [shape options]
+[--float8 tensorwise|rowwise [--emulate]] [shape options]
 batch_size is of all ranks, threads are of each.
 """
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -106,6 +107,8 @@ def main():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--float8", choices=["tensorwise", "rowwise"], help="torchao's recipe for all layers but lm_head")
+    parser.add_argument("--emulate", action="store_true",
+                        help="torchao's fp32 products of dequantized operands; on CPU it has no others for rowwise")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
@@ -115,7 +118,8 @@ def main():
                   args.seq_len).to(args.device)
     if args.float8:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-        convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name(args.float8),
+        recipe = Float8LinearConfig.from_recipe_name(args.float8)
+        convert_to_float8_training(model, config=dataclasses.replace(recipe, emulate=args.emulate),
                                    module_filter_fn=lambda module, name: name != "lm_head")
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
