@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "float8/config.h"
 
@@ -24,8 +25,11 @@ class AmaxHistory {
   // would saturate whatever follows. REQUIRES: amax is finite.
   void push(float amax);
 
-  // The multiplier for the next casts, fp32 []; undefined while nothing is remembered.
+  // The multiplier for the next casts, fp32 []; undefined while nothing is remembered. On the CPU
+  // after push and restored, until set_scale.
   const at::Tensor& scale() const { return scale_; }
+  // A copy of scale() on the device that casts, so that no cast waits for its own.
+  void set_scale(at::Tensor copy) { scale_ = std::move(copy); }
 
   // fp32 [length] on the CPU, newest first, 0 where there is nothing yet: the state that a
   // checkpoint holds. Whoever writes to it calls restored() then.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "float8/cast_cuda.h"
+#include "float8/cuda_dispatch.h"
 #include "float8/formats.h"
 #include "float8/kernels/cast.h"
 #include "float8/kernels/scale.h"
@@ -229,6 +230,22 @@ CastWithAmax hp_tensor_and_scale_to_float8_with_amax(const at::Tensor& x, const 
   return {tensor, merged_amax(amax, grid).reshape(scale.sizes())};
 }
 
+BothDimsWithAmax hp_tensor_and_scale_to_float8_both_dims(const at::Tensor& x,
+                                                         const at::Tensor& scale,
+                                                         const CastSpec& spec) {
+  check_known(spec);
+  TORCH_CHECK(spec.granularity == ScalingGranularity::kTensorwise && scale.dim() == 0,
+              "expected one scale for the whole matrix, got one of sizes ", scale.sizes());
+  if (has_cuda_cast(x, spec)) {
+    KnownScaleCasts casts = hp_tensor_and_scale_to_float8_both_dims_cuda(x, scale, spec);
+    return {std::move(casts.dim1), std::move(casts.dim0), std::move(casts.amax)};
+  }
+  CastWithAmax cast = hp_tensor_and_scale_to_float8_with_amax(x, scale, spec, 1);
+  Float8TrainingTensor dim0 = cast.tensor;
+  dim0.dim = 0;
+  return {std::move(cast.tensor), std::move(dim0), std::move(cast.amax)};
+}
+
 Float8TrainingTensor hp_tensor_to_float8_dynamic(const at::Tensor& x, const CastSpec& spec,
                                                  int64_t dim) {
   check_cast_spec(spec);
@@ -271,13 +288,53 @@ BothDims hp_tensor_to_float8_both_dims(const at::Tensor& x, const CastSpec& spec
   return {casts[0].result(x.scalar_type()), casts[1].result(x.scalar_type())};
 }
 
-CastStatistics cast_statistics(const at::Tensor& x, const Float8TrainingTensor& cast) {
+Float8TrainingTensor readable_over_dim0(const Float8TrainingTensor& cast) {
+  TORCH_CHECK(same_for_both_dims(cast.granularity),
+              "expected a cast whose scales suit both dimensions; cast for dim 0 by itself");
+  Float8TrainingTensor result = cast;
+  result.dim = 0;
+  if (cast.data.is_cuda() && !cast.data.t().is_contiguous()) {
+    result.data = row_major_codes_cuda(cast.data.t()).t();
+  }
+  return result;
+}
+
+CastStatistics cast_statistics_reference(const at::Tensor& x, const Float8TrainingTensor& cast) {
   const auto count = static_cast<double>(std::max<int64_t>(x.numel(), 1));
   const at::Tensor codes = cast.data.to(at::kFloat);
   const double max = float8_max(cast.data.scalar_type());
   const at::Tensor underflowed = at::logical_and(codes.eq(0), x.ne(0));
   return {static_cast<double>(codes.abs().ge(max).sum().item<int64_t>()) / count,
           static_cast<double>(underflowed.sum().item<int64_t>()) / count};
+}
+
+CastStatistics cast_statistics(const at::Tensor& x, const Float8TrainingTensor& cast) {
+  if (has_cuda_kernel(x) && cast.data.is_contiguous()) {
+    const auto [saturated, underflowed] = count_losses_cuda(x, cast);
+    const auto count = static_cast<double>(x.numel());
+    return {static_cast<double>(saturated) / count, static_cast<double>(underflowed) / count};
+  }
+  if (!runs_cpu_kernel(x) || !cast.data.is_contiguous()) {
+    return cast_statistics_reference(x, cast);
+  }
+  const at::Tensor values = readable_by_kernels(x);
+  const int64_t cols = x.size(1);
+  std::vector<kernels::CastLosses> of_strips(static_cast<size_t>(num_strips(x.size(0))));
+  with_element_type(values, [&](auto element) {
+    for_each_strip(x.size(0), cols, [&](int64_t index, int64_t row, int64_t num_rows) {
+      kernels::count_losses(const_pointer<decltype(element)>(values) + row * cols,
+                            const_pointer<uint8_t>(cast.data) + row * cols, num_rows * cols,
+                            kernel_format(cast.data.scalar_type()),
+                            &of_strips[static_cast<size_t>(index)]);
+    });
+  });
+  kernels::CastLosses all;
+  for (const kernels::CastLosses& losses : of_strips) {
+    all.saturated += losses.saturated;
+    all.underflowed += losses.underflowed;
+  }
+  const auto count = static_cast<double>(x.numel());
+  return {static_cast<double>(all.saturated) / count, static_cast<double>(all.underflowed) / count};
 }
 
 }  // namespace narrowgauge::float8

@@ -35,6 +35,17 @@ struct CastWithAmax {
 CastWithAmax hp_tensor_and_scale_to_float8_with_amax(const at::Tensor& x, const at::Tensor& scale,
                                                      const CastSpec& spec, int64_t dim);
 
+// One scale for the whole of x, known before, and both of its operands: one pass, on any device.
+// scale: fp32 [] on x's device. spec: tensorwise.
+struct BothDimsWithAmax {
+  Float8TrainingTensor dim1;
+  Float8TrainingTensor dim0;
+  at::Tensor amax;  // fp32 []
+};
+BothDimsWithAmax hp_tensor_and_scale_to_float8_both_dims(const at::Tensor& x,
+                                                         const at::Tensor& scale,
+                                                         const CastSpec& spec);
+
 // Both operands that a linear makes of x: contracted over dim 1 and over dim 0. One read of x for
 // scales and one for codes; a single cast feeds both where the groups do not depend on dim
 // (tensorwise, 128x128) and the specs are equal: data and scales are then shared.
@@ -45,12 +56,19 @@ struct BothDims {
 BothDims hp_tensor_to_float8_both_dims(const at::Tensor& x, const CastSpec& spec_dim1,
                                        const CastSpec& spec_dim0);
 
+// The same cast in the layout that a product over dim 0 reads: shared on CPU, a transposed copy
+// elsewhere. REQUIRES: its groups do not depend on dim.
+Float8TrainingTensor readable_over_dim0(const Float8TrainingTensor& cast);
+
 // What a cast lost, for health metrics.
 struct CastStatistics {
   double saturated_fraction;    // codes of the largest magnitude
   double underflowed_fraction;  // zero codes of values that are not zero
 };
 CastStatistics cast_statistics(const at::Tensor& x, const Float8TrainingTensor& cast);
+
+// The same in ATen operators, which take several times the memory of x.
+CastStatistics cast_statistics_reference(const at::Tensor& x, const Float8TrainingTensor& cast);
 
 // hp_tensor_and_scale_to_float8 in ATen operators.
 Float8TrainingTensor hp_tensor_and_scale_to_float8_reference(const at::Tensor& x,

@@ -22,9 +22,28 @@ Float8TrainingTensor hp_tensor_and_scale_to_float8_cuda(const at::Tensor& x,
 Float8TrainingTensor hp_tensor_to_float8_dynamic_cuda(const at::Tensor& x, const CastSpec& spec,
                                                       int64_t dim);
 
+// One scale for the whole of x, known before: both layouts and max |x|, fp32 [], from one read.
+// scale: fp32 [] on x's device; spec: tensorwise.
+struct KnownScaleCasts {
+  Float8TrainingTensor dim1;
+  Float8TrainingTensor dim0;
+  at::Tensor amax;
+};
+KnownScaleCasts hp_tensor_and_scale_to_float8_both_dims_cuda(const at::Tensor& x,
+                                                             const at::Tensor& scale,
+                                                             const CastSpec& spec);
+
 // The two casts share scales where the groups do not depend on dim, but never data: a GPU's product
-// reads one layout each. One read of x for each pair of scales and one for all codes.
+// reads one layout each. One read of x for all scales (two for blocks of 1x128) and one for codes.
 std::pair<Float8TrainingTensor, Float8TrainingTensor> hp_tensor_to_float8_both_dims_cuda(
     const at::Tensor& x, const CastSpec& spec_dim1, const CastSpec& spec_dim0);
+
+// How many codes of `cast`, made of x in x's layout, have the largest magnitude, and how many are
+// zero where x is not. Waits for the GPU.
+std::pair<int64_t, int64_t> count_losses_cuda(const at::Tensor& x,
+                                              const Float8TrainingTensor& cast);
+
+// The same matrix of codes in row-major order; itself if it is.
+at::Tensor row_major_codes_cuda(const at::Tensor& codes);
 
 }  // namespace narrowgauge::float8

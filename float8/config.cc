@@ -250,6 +250,22 @@ void override_cast(Float8LinearConfig& config, std::string_view assignment) {
   TORCH_CHECK(false, "expected an operand among ", join(known), ", got '", name, "'");
 }
 
+void set_fast_accum(Float8LinearConfig& config, const std::vector<std::string>& products) {
+  config.gemm_config_output.use_fast_accum = false;
+  config.gemm_config_grad_input.use_fast_accum = false;
+  config.gemm_config_grad_weight.use_fast_accum = false;
+  for (const std::string& product : products) {
+    const bool is_output = product == "output";
+    const bool is_grad_input = product == "grad_input";
+    TORCH_CHECK(is_output || is_grad_input || product == "grad_weight",
+                "expected a product among output, grad_input, grad_weight, got '", product, "'");
+    (is_output       ? config.gemm_config_output
+     : is_grad_input ? config.gemm_config_grad_input
+                     : config.gemm_config_grad_weight)
+        .use_fast_accum = true;
+  }
+}
+
 void check_config(const Float8LinearConfig& config) {
   const auto& c = config;
   check_operand("input", c.cast_config_input, c.cast_config_input_for_grad_weight);

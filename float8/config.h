@@ -23,6 +23,13 @@ struct CastConfig {
   bool operator==(const CastConfig&) const = default;
 };
 
+// How one matrix product is computed.
+struct Float8GemmConfig {
+  // Sums within the tensor cores' shorter accumulator (about 14 bits) instead of fp32: faster on a
+  // GPU. Ignored on CPU, and for scales per block, which have no such product.
+  bool use_fast_accum = false;
+};
+
 // Which of the remembered amaxes gives a delayed scale (Transformer Engine's amax_compute_algo).
 enum class AmaxComputeAlgo { kMax, kMostRecent };
 
@@ -39,6 +46,11 @@ struct Float8LinearConfig {
   CastConfig cast_config_weight_for_grad_input;
   CastConfig cast_config_grad_output;
   CastConfig cast_config_grad_output_for_grad_weight;
+
+  // torchao's defaults: gradients, whose errors add up in the weights, are summed in fp32.
+  Float8GemmConfig gemm_config_output = {.use_fast_accum = true};
+  Float8GemmConfig gemm_config_grad_input;
+  Float8GemmConfig gemm_config_grad_weight;
 
   // Of delayed scaling: how many steps are remembered, and what becomes of them.
   int64_t amax_history_len = 16;
@@ -77,6 +89,10 @@ const std::vector<std::string_view>& recipe_names();
 //   dynamic delayed disabled
 // "grad_output=e4m3 rowwise". Throws c10::Error with a sentence.
 void override_cast(Float8LinearConfig& config, std::string_view assignment);
+
+// Sets use_fast_accum for the products named (output | grad_input | grad_weight), and clears it for
+// the others. Throws c10::Error with a sentence.
+void set_fast_accum(Float8LinearConfig& config, const std::vector<std::string>& products);
 
 // Throws c10::Error with a sentence where operands do not go together.
 void check_config(const Float8LinearConfig& config);

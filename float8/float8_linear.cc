@@ -28,10 +28,11 @@ struct SharedState : torch::CustomClassHolder {
 
 bool is_disabled(const CastConfig& cast) { return cast.scaling_type == ScalingType::kDisabled; }
 
-at::Tensor multiply(const Float8LinearConfig& config, const Float8TrainingTensor& a,
-                    const Float8TrainingTensor& b, at::ScalarType dtype,
-                    const at::Tensor& bias = {}) {
-  return config.emulate ? scaled_mm_reference(a, b, dtype, bias) : scaled_mm(a, b, dtype, bias);
+at::Tensor multiply(const Float8LinearConfig& config, const Float8GemmConfig& gemm,
+                    const Float8TrainingTensor& a, const Float8TrainingTensor& b,
+                    at::ScalarType dtype, const at::Tensor& bias = {}) {
+  return config.emulate ? scaled_mm_reference(a, b, dtype, bias)
+                        : scaled_mm(a, b, dtype, bias, gemm.use_fast_accum);
 }
 
 void save(tensor_list& saved, const Float8TrainingTensor& cast) {
@@ -58,7 +59,8 @@ at::Tensor output_of(Float8LinearState& state, const at::Tensor& x, const Operan
   if (is_disabled(state.config.cast_config_input)) {
     return at::linear(x, weight, bias);
   }
-  return multiply(state.config, input.dim1, weight_casts.dim1, x.scalar_type(), bias);
+  return multiply(state.config, state.config.gemm_config_output, input.dim1, weight_casts.dim1,
+                  x.scalar_type(), bias);
 }
 
 struct Float8LinearFunction : torch::autograd::Function<Float8LinearFunction> {
@@ -130,7 +132,8 @@ struct Float8LinearFunction : torch::autograd::Function<Float8LinearFunction> {
     }
     const Float8TrainingTensor weight =
         state.gather ? state.gather->dim0() : saved_cast(saved, 2, cast);
-    return multiply(state.config, grad_casts.dim1, transpose(weight), dtype);
+    return multiply(state.config, state.config.gemm_config_grad_input, grad_casts.dim1,
+                    transpose(weight), dtype);
   }
 
   static at::Tensor grad_weight(Float8LinearState& state, const at::Tensor& grad,
@@ -140,8 +143,8 @@ struct Float8LinearFunction : torch::autograd::Function<Float8LinearFunction> {
     if (is_disabled(cast)) {
       return at::mm(grad.t(), saved[0].to(grad.scalar_type())).to(dtype);
     }
-    return multiply(state.config, transpose(grad_casts.dim0), transpose(saved_cast(saved, 0, cast)),
-                    dtype);
+    return multiply(state.config, state.config.gemm_config_grad_weight, transpose(grad_casts.dim0),
+                    transpose(saved_cast(saved, 0, cast)), dtype);
   }
 };
 

@@ -16,10 +16,13 @@ namespace {
 // Flat amaxes of many operands, which travel together.
 class FlatAmaxes {
  public:
+  // device: where they meet; shards of an offloaded weight are elsewhere.
+  explicit FlatAmaxes(at::Device device) : device_(device) {}
+
   // amax: fp32, any shape. what: for the error message.
   void add(std::string what, const at::Tensor& amax) {
     what_.push_back(std::move(what));
-    amaxes_.push_back(amax.reshape({-1}));
+    amaxes_.push_back(amax.reshape({-1}).to(device_));
   }
 
   // The largest over the ranks of `group`. Throws, on all of them, unless all are finite.
@@ -36,26 +39,50 @@ class FlatAmaxes {
       group.all_reduce(flat, comm::ReduceOp::kMax);
     }
     amaxes_ = flat.split_with_sizes(sizes);
-    if (!at::isfinite(flat).all().item<bool>()) {
+    const at::Tensor host = flat.cpu();  // the one place where a step waits for the device
+    on_host_ = host.split_with_sizes(sizes);
+    if (!at::isfinite(host).all().item<bool>()) {
       throw_not_finite();
     }
   }
 
   const at::Tensor& operator[](size_t i) const { return amaxes_[i]; }
+  const at::Tensor& on_host(size_t i) const { return on_host_[i]; }
 
  private:
   void throw_not_finite() const {
     for (size_t i = 0; i < what_.size(); ++i) {
-      TORCH_CHECK(at::isfinite(amaxes_[i]).all().item<bool>(), "expected finite values in ",
-                  what_[i], ", got an amax of ", amaxes_[i].max().item<double>(),
+      TORCH_CHECK(at::isfinite(on_host_[i]).all().item<bool>(), "expected finite values in ",
+                  what_[i], ", got an amax of ", on_host_[i].max().item<double>(),
                   "; go on from an earlier checkpoint with a lower learning rate, or leave that "
                   "layer in high precision (float8.filter_fqns)");
     }
   }
 
+  at::Device device_;
   std::vector<std::string> what_;
   std::vector<at::Tensor> amaxes_;
+  std::vector<at::Tensor> on_host_;
 };
+
+// Copies the scales that have changed, which are on the CPU then, to `device` at once.
+void move_scales(const std::vector<AmaxHistory*>& histories, at::Device device) {
+  std::vector<AmaxHistory*> changed;
+  std::vector<at::Tensor> scales;
+  for (AmaxHistory* history : histories) {
+    if (history->scale().defined() && history->scale().is_cpu()) {
+      changed.push_back(history);
+      scales.push_back(history->scale().reshape({1}));
+    }
+  }
+  if (device.is_cpu() || changed.empty()) {
+    return;
+  }
+  const at::Tensor on_device = at::cat(scales).to(device);
+  for (size_t i = 0; i < changed.size(); ++i) {
+    changed[i]->set_scale(on_device.select(0, static_cast<int64_t>(i)));
+  }
+}
 
 }  // namespace
 
@@ -85,12 +112,19 @@ comm::Communicator& Float8Training::group() const {
   return uses_delayed_scaling_ ? mesh_.world() : mesh_.shard_axis();
 }
 
+at::Device Float8Training::device() const { return root_.parameters()[0].device(); }
+
 void Float8Training::refresh() {
+  std::vector<AmaxHistory*> histories;
   for (const NamedOperand& operand : operands_) {
     if (operand.operand->is_delayed()) {
       operand.operand->take_amax();
-      operand.operand->history().restored();
+      histories.push_back(&operand.operand->history());
+      histories.back()->restored();
     }
+  }
+  if (!histories.empty()) {
+    move_scales(histories, device());
   }
   agree(/*with_histories=*/false);
 }
@@ -118,7 +152,10 @@ std::map<std::string, at::Tensor> Float8Training::gathered_weights() const {
 void Float8Training::agree(bool with_histories) {
   const c10::NoGradGuard no_grad;
   const std::map<std::string, at::Tensor> shards = gathered_weights();
-  FlatAmaxes amaxes;
+  if (layers_.empty()) {
+    return;
+  }
+  FlatAmaxes amaxes(device());
   std::vector<WeightGather*> weights;
   for (const NamedLayer& layer : layers_) {
     if (const auto shard = shards.find(layer.fqn); shard != shards.end()) {
@@ -131,12 +168,8 @@ void Float8Training::agree(bool with_histories) {
     if (with_histories && operand.operand->is_delayed()) {
       const at::Tensor amax = operand.operand->take_amax();
       histories.push_back(&operand.operand->history());
-      amaxes.add(
-          operand.name + " of " + operand.layer,
-          amax.defined()
-              ? amax
-              : at::zeros({1},
-                          root_.parameters()[0].options().dtype(at::kFloat).requires_grad(false)));
+      amaxes.add(operand.name + " of " + operand.layer,
+                 amax.defined() ? amax : at::zeros({1}, at::kFloat));
     }
   }
   amaxes.all_reduce(group());
@@ -144,7 +177,10 @@ void Float8Training::agree(bool with_histories) {
     weights[i]->end_agreement(amaxes[i]);
   }
   for (size_t i = 0; i < histories.size(); ++i) {
-    histories[i]->push(amaxes[weights.size() + i].item<float>());
+    histories[i]->push(amaxes.on_host(weights.size() + i).item<float>());
+  }
+  if (!histories.empty()) {
+    move_scales(histories, device());
   }
 }
 

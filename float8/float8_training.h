@@ -72,6 +72,8 @@ class Float8Training {
   // The local rows of the weights that are gathered, by the layer's name.
   std::map<std::string, at::Tensor> gathered_weights() const;
   comm::Communicator& group() const;
+  // Of the computation.
+  at::Device device() const;
 
   nn::Layer& root_;
   comm::DeviceMesh mesh_;

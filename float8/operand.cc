@@ -19,11 +19,6 @@ bool same_groups_for_both_dims(ScalingGranularity granularity) {
          granularity == ScalingGranularity::kBlockwise128x128;
 }
 
-Float8TrainingTensor for_dim(Float8TrainingTensor cast, int64_t dim) {
-  cast.dim = dim;
-  return cast;
-}
-
 }  // namespace
 
 Operand::Operand(const CastConfig& dim1, const CastConfig& dim0, int64_t amax_history_len,
@@ -42,17 +37,14 @@ OperandCasts Operand::cast(const at::Tensor& x, bool want_dim1, bool want_dim0, 
   want_dim1 = want_dim1 && is_enabled(dim1_);
   want_dim0 = want_dim0 && is_enabled(dim0_);
   OperandCasts casts;
-  if (has_one_cast()) {
-    if (want_dim1 || want_dim0) {
-      casts.dim1 = cast_one(x, dim1_, 1, training);
-      casts.dim0 = for_dim(casts.dim1, 0);
-    }
-  } else if (want_dim1 && want_dim0 && !is_delayed_cast(dim1_) && !is_delayed_cast(dim0_)) {
+  if (want_dim1 && want_dim0 && !is_delayed()) {
     BothDims both = hp_tensor_to_float8_both_dims(x, dim1_.spec, dim0_.spec);
     casts = {std::move(both.dim1), std::move(both.dim0)};
     if (training) {
       sample(x, casts.dim1);
     }
+  } else if (want_dim1 && want_dim0 && has_one_cast()) {
+    casts = cast_both_delayed(x, training);
   } else {
     casts.dim1 = want_dim1 ? cast_one(x, dim1_, 1, training) : casts.dim1;
     casts.dim0 = want_dim0 ? cast_one(x, dim0_, 0, training) : casts.dim0;
@@ -60,14 +52,27 @@ OperandCasts Operand::cast(const at::Tensor& x, bool want_dim1, bool want_dim0, 
   return casts;
 }
 
+at::Tensor Operand::delayed_scale(const at::Tensor& x, const CastConfig& config,
+                                  int64_t dim) const {
+  return history_->scale().defined()
+             ? history_->scale().to(x.device())
+             : amax_to_scale(tensor_to_amax(x, config.spec.granularity, dim), config.spec);
+}
+
+OperandCasts Operand::cast_both_delayed(const at::Tensor& x, bool training) {
+  BothDimsWithAmax both =
+      hp_tensor_and_scale_to_float8_both_dims(x, delayed_scale(x, dim1_, 1), dim1_.spec);
+  if (training) {
+    record_amax(both.amax);
+    sample(x, both.dim1);
+  }
+  return {std::move(both.dim1), std::move(both.dim0)};
+}
+
 Float8TrainingTensor Operand::cast_one(const at::Tensor& x, const CastConfig& config, int64_t dim,
                                        bool training) {
   if (is_delayed_cast(config)) {
-    if (history_->scale().defined()) {
-      return cast_with_scale(x, history_->scale(), config, dim, training);
-    }
-    const at::Tensor amax = tensor_to_amax(x, config.spec.granularity, dim);
-    return cast_with_scale(x, amax_to_scale(amax, config.spec), config, dim, training);
+    return cast_with_scale(x, delayed_scale(x, config, dim), config, dim, training);
   }
   Float8TrainingTensor cast = hp_tensor_to_float8_dynamic(x, config.spec, dim);
   if (training) {

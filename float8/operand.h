@@ -24,7 +24,8 @@ struct OperandHealth {
 };
 
 // An operand in fp8 for the products that contract its dim 1 and its dim 0; `data` is undefined in
-// the one that was not asked for or stays in high precision. Equal casts share their tensors.
+// the one that was not asked for or stays in high precision. Equal casts of one call share their
+// tensors where a product can read both.
 struct OperandCasts {
   Float8TrainingTensor dim1;
   Float8TrainingTensor dim0;
@@ -65,6 +66,8 @@ class Operand {
   OperandHealth take_health();
 
  private:
+  at::Tensor delayed_scale(const at::Tensor& x, const CastConfig& config, int64_t dim) const;
+  OperandCasts cast_both_delayed(const at::Tensor& x, bool training);
   Float8TrainingTensor cast_one(const at::Tensor& x, const CastConfig& config, int64_t dim,
                                 bool training);
   void record_amax(const at::Tensor& amax);

@@ -137,10 +137,10 @@ at::Tensor multiply(const Float8TrainingTensor& a, const Float8TrainingTensor& b
 
 at::Tensor on_cuda(const Float8TrainingTensor& a, const Float8TrainingTensor& b,
                    at::ScalarType out_dtype, const at::Tensor& bias, bool use_fast_accum) {
-  if (!bias.defined()) {
-    return scaled_mm_cuda(a, b, out_dtype, use_fast_accum);
+  if (!bias.defined() || fuses_bias(a, out_dtype, bias)) {
+    return scaled_mm_cuda(a, b, out_dtype, bias.defined() ? bias.detach() : bias, use_fast_accum);
   }
-  const at::Tensor y = scaled_mm_cuda(a, b, at::kFloat, use_fast_accum);
+  const at::Tensor y = scaled_mm_cuda(a, b, at::kFloat, {}, use_fast_accum);
   return y.add_(bias.to(at::kFloat)).to(out_dtype);
 }
 
@@ -170,7 +170,7 @@ void scaled_mm_accumulate(const Float8TrainingTensor& a, const Float8TrainingTen
               "expected out of sizes [", a.rows(), ", ", b.rows(), "], got ", out.sizes());
   const bool writable = out.scalar_type() == at::kFloat || out.scalar_type() == at::kBFloat16;
   if (has_cuda_scaled_mm(a, b)) {
-    out.add_(scaled_mm_cuda(a, b, at::kFloat, /*use_fast_accum=*/false));
+    out.add_(scaled_mm_cuda(a, b, at::kFloat, {}, /*use_fast_accum=*/false));
   } else if (runs_kernel(a, b) && writable && out.is_contiguous()) {
     multiply(
         a, b,

@@ -3,6 +3,9 @@
 #include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/constant_pad_nd.h>
 
+#include <optional>
+
+#include "float8/cast_cuda.h"
 #include "float8/kernels/cast_cuda.h"
 
 namespace narrowgauge::float8 {
@@ -23,7 +26,8 @@ bool is_blockwise(const Float8TrainingTensor& x) {
          x.granularity == ScalingGranularity::kBlockwise128x128;
 }
 
-// torch refuses 128x128 blocks unless four of them follow each other along the contracted dimension.
+// torch refuses 128x128 blocks unless four of them follow each other along the contracted dimension
+// (one block, with its scales padded to four, on an H200 with torch 2.11).
 int64_t contracted_multiple(const Float8TrainingTensor& a, const Float8TrainingTensor& b) {
   const bool squares = a.granularity == ScalingGranularity::kBlockwise128x128 ||
                        b.granularity == ScalingGranularity::kBlockwise128x128;
@@ -54,7 +58,7 @@ at::Tensor block_scales(const Float8TrainingTensor& x) {
 
 // [rows, k] row-major with zero codes appended: a zero adds nothing to a sum.
 at::Tensor padded(const at::Tensor& codes, int64_t more_rows, int64_t more_columns) {
-  const at::Tensor packed = codes.contiguous();
+  const at::Tensor packed = row_major_codes_cuda(codes);
   if (more_rows == 0 && more_columns == 0) {
     return packed;
   }
@@ -80,11 +84,17 @@ bool has_cuda_scaled_mm(const Float8TrainingTensor& a, const Float8TrainingTenso
          num_e4m3 >= (tensorwise ? 1 : 2) && kernels::has_float8_instructions();
 }
 
+bool fuses_bias(const Float8TrainingTensor& a, at::ScalarType out_dtype, const at::Tensor& bias) {
+  return is_plain(a) && bias.scalar_type() == out_dtype &&
+         (out_dtype == at::kBFloat16 || out_dtype == at::kHalf);
+}
+
 at::Tensor scaled_mm_cuda(const Float8TrainingTensor& a, const Float8TrainingTensor& b,
-                          at::ScalarType out_dtype, bool use_fast_accum) {
+                          at::ScalarType out_dtype, const at::Tensor& bias, bool use_fast_accum) {
   if (is_blockwise(a)) {
-    return at::_scaled_mm(a.data.contiguous(), b.data.contiguous().t(), block_scales(a),
-                          block_scales(b).t(), /*bias=*/{}, /*scale_result=*/{}, out_dtype,
+    return at::_scaled_mm(row_major_codes_cuda(a.data), row_major_codes_cuda(b.data).t(),
+                          block_scales(a), block_scales(b).t(), /*bias=*/{}, /*scale_result=*/{},
+                          out_dtype,
                           /*use_fast_accum=*/false);  // cuBLASLt refuses it with scales per block
   }
   const int64_t more_k = missing(a.cols());
@@ -95,7 +105,11 @@ at::Tensor scaled_mm_cuda(const Float8TrainingTensor& a, const Float8TrainingTen
                           b.granularity == ScalingGranularity::kTensorwise;
   const at::Tensor a_scale = tensorwise ? a.inverse_scale : row_scales(a, 0).unsqueeze(1);
   const at::Tensor b_scale = tensorwise ? b.inverse_scale : row_scales(b, more_n).unsqueeze(0);
-  const at::Tensor y = at::_scaled_mm(a_codes, b_codes.t(), a_scale, b_scale, /*bias=*/{},
+  std::optional<at::Tensor> more_bias;
+  if (bias.defined()) {
+    more_bias = more_n == 0 ? bias.contiguous() : at::constant_pad_nd(bias, {0, more_n});
+  }
+  const at::Tensor y = at::_scaled_mm(a_codes, b_codes.t(), a_scale, b_scale, more_bias,
                                       /*scale_result=*/{}, out_dtype, use_fast_accum);
   return more_n == 0 ? y : y.narrow(1, 0, b.rows()).contiguous();
 }

@@ -6,6 +6,8 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include "float8/cast.h"
+
 namespace narrowgauge::float8 {
 namespace {
 
@@ -79,8 +81,9 @@ void WeightGather::unpack(const std::vector<at::Tensor>& outputs) {
   size_t next = 0;
   if (weight_.has_one_cast()) {
     gathered_.dim1 = assemble(outputs, next, weight_.dim1(), 1);
-    gathered_.dim0 = gathered_.dim1;
-    gathered_.dim0.dim = 0;
+    if (brings_dim0_) {
+      gathered_.dim0 = readable_over_dim0(gathered_.dim1);
+    }
     return;
   }
   if (brings_dim1_) {

@@ -100,6 +100,7 @@ struct Float8Config {
   bool enable_fsdp_float8_all_gather = false;
   bool pad_inner_dim = false;
   std::vector<std::string> casts;
+  std::vector<std::string> use_fast_accum = {"output"};
   int64_t amax_history_len = 16;
   std::string amax_compute_algo = "max";
   bool emulate = false;

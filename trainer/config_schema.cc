@@ -282,6 +282,9 @@ std::vector<ConfigKey> float8_keys() {
        "changes to the recipe, operand by operand, such as [grad_output=e4m3 rowwise]; see "
        "docs/FLOAT8.md",
        "cast_config cast_configs"},
+      {"float8", "use_fast_accum", ListKey{field<&C::float8, &F::use_fast_accum>}, "",
+       "products that may sum in a GPU's shorter accumulator: output, grad_input, grad_weight",
+       "fast_accum"},
       {"float8", "amax_history_len",
        IntegerKey{field<&C::float8, &F::amax_history_len>, 1, 1 << 16}, "steps",
        "delayed: how many are remembered", "history_len fp8_amax_history_len"},

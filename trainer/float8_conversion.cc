@@ -103,6 +103,7 @@ float8::Float8LinearConfig float8_linear_config(const Float8Config& config) {
     for (const std::string& assignment : config.casts) {
       float8::override_cast(linear, assignment);
     }
+    float8::set_fast_accum(linear, config.use_fast_accum);
     float8::check_config(linear);
     return linear;
   } catch (const c10::Error& error) {

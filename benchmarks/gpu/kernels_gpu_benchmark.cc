@@ -8,6 +8,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -180,6 +181,50 @@ void benchmark_float8_casts(const Benchmark& b, int64_t rows, int64_t cols) {
   const float8::CastSpec axiswise{at::kFloat8_e4m3fn, ScalingGranularity::kAxiswise};
   b.run(named("float8 dynamic axiswise, both", rows, cols), 6 * elements,
         [&] { float8::hp_tensor_to_float8_both_dims(x, axiswise, axiswise); });
+  b.run(named("float8 known scale, both and amax", rows, cols), 4 * elements,
+        [&] { float8::hp_tensor_and_scale_to_float8_both_dims(x, scale, tensorwise); });
+}
+
+// One linear's parts at the shapes of a model: what fp8 must be paid for with, beside what it
+// saves.
+void benchmark_float8_linear(const Benchmark& b, int64_t tokens, int64_t in, int64_t out) {
+  using float8::ScalingGranularity;
+  const std::string shape =
+      " " + std::to_string(tokens) + " x " + std::to_string(in) + " x " + std::to_string(out);
+  const double flops =
+      2.0 * static_cast<double>(tokens) * static_cast<double>(in) * static_cast<double>(out);
+  const at::Tensor x = Benchmark::random({tokens, in}, at::kBFloat16);
+  const at::Tensor w = Benchmark::random({out, in}, at::kBFloat16);
+  const at::Tensor g = Benchmark::random({tokens, out}, at::kBFloat16);
+  b.run_flops("linear bf16 output" + shape, flops, [&] { at::linear(x, w); });
+  b.run_flops("linear bf16 grad_input" + shape, flops, [&] { at::mm(g, w); });
+  b.run_flops("linear bf16 grad_weight" + shape, flops, [&] { at::mm(g.t(), x); });
+  const std::pair<const char*, float8::CastSpec> recipes[] = {
+      {"tensorwise", {}},
+      {"rowwise",
+       {at::kFloat8_e4m3fn, ScalingGranularity::kAxiswise, float8::ScaleRounding::kPowerOf2}}};
+  for (const auto& [name, spec] : recipes) {
+    const std::string linear = std::string("linear ") + name;
+    const auto x8 = float8::hp_tensor_to_float8_both_dims(x, spec, spec);
+    const auto w8 = float8::hp_tensor_to_float8_both_dims(w, spec, spec);
+    const auto g8 = float8::hp_tensor_to_float8_both_dims(g, spec, spec);
+    for (const auto& [operand, value] : {std::pair{" cast input", x}, {" cast grad", g}}) {
+      b.run(linear + operand + shape, 6.0 * static_cast<double>(value.numel()),
+            [&, value = value] { float8::hp_tensor_to_float8_both_dims(value, spec, spec); });
+    }
+    for (const bool fast : {false, true}) {
+      const std::string end = (fast ? ", fast" : "") + shape;
+      b.run_flops(linear + " output" + end, flops,
+                  [&] { float8::scaled_mm(x8.dim1, w8.dim1, at::kBFloat16, {}, fast); });
+      b.run_flops(linear + " grad_input" + end, flops, [&] {
+        float8::scaled_mm(g8.dim1, float8::transpose(w8.dim0), at::kBFloat16, {}, fast);
+      });
+      b.run_flops(linear + " grad_weight" + end, flops, [&] {
+        float8::scaled_mm(float8::transpose(g8.dim0), float8::transpose(x8.dim0), at::kBFloat16, {},
+                          fast);
+      });
+    }
+  }
 }
 
 void benchmark_products(const Benchmark& b, int64_t m, int64_t k, int64_t n) {
@@ -222,6 +267,9 @@ void benchmark_all(const Benchmark& b) {
   benchmark_float8_casts(b, 16384, 4096);
   benchmark_float8_casts(b, 8192, 14336);
   benchmark_products(b, 8192, 4096, 14336);
+  for (const auto& [in, out] : {std::pair{2048, 3072}, {2048, 2048}, {2048, 11264}, {5632, 2048}}) {
+    benchmark_float8_linear(b, 8192, in, out);
+  }
   benchmark_attention_backends(b);
 }
 

@@ -3,7 +3,8 @@
 Usage: train_step.py [--narrowgauge PROGRAM] [--models NAME ...] [--ours NAME ...] [--peers NAME ...] [--steps 20] [--rounds 1]
                      [--json FILE]
     models  llama_12m (8 x 256 tokens), gpt2_124m (16 x 1024), llama_1b (4 x 2048), llama_3b (1 x 8192)
-    ours    bf16, float8_tensorwise, float8_rowwise (Linears but lm_head, as the peers); ratios are the first one's
+    ours    bf16, float8_tensorwise, float8_tensorwise_exact (no fast accumulation), float8_rowwise, float8_delayed
+            (Linears but lm_head, as the peers); ratios are the first one's
     peers   eager, compile, float8_tensorwise, float8_rowwise (both with torch.compile; they need torchao)
 Needs no more than python3 with torch: PROGRAM may be that of a bundle (tools/bundle.sh). A figure is the median over the
 steps after a warm-up. A peer that fails is reported as such and the rest goes on.
@@ -32,7 +33,9 @@ MODELS = {
 OURS = {
     "bf16": [],
     "float8_tensorwise": ["float8.recipe_name=tensorwise"],
+    "float8_tensorwise_exact": ["float8.recipe_name=tensorwise", "float8.use_fast_accum=[]"],
     "float8_rowwise": ["float8.recipe_name=rowwise"],
+    "float8_delayed": ["float8.recipe_name=delayed"],
 }
 PEERS = {
     "eager": [],

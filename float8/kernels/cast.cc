@@ -138,6 +138,27 @@ NG_INLINE void decode_any(const uint8_t* codes, int64_t rows, int64_t cols, Scal
   });
 }
 
+template <typename T>
+NG_INLINE void count_losses_of(const T* x, const uint8_t* codes, int64_t count, Float8Format format,
+                               CastLosses* losses) {
+  constexpr int64_t kChunk = 1 << 16;  // so that 32 bits hold the counts
+  const uint32_t largest = format == Float8Format::kE4M3
+                               ? Float8Layout<Float8Format::kE4M3>::kMaxCode
+                               : Float8Layout<Float8Format::kE5M2>::kMaxCode;
+  for (int64_t begin = 0; begin < count; begin += kChunk) {
+    const int64_t end = std::min(count, begin + kChunk);
+    uint32_t saturated = 0;
+    uint32_t underflowed = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t code = codes[i] & 0x7fU;
+      saturated += code == largest ? 1 : 0;
+      underflowed += code == 0 && magnitude(x[i]) != 0 ? 1 : 0;
+    }
+    losses->saturated += saturated;
+    losses->underflowed += underflowed;
+  }
+}
+
 // The references know a code by its value alone, and find the nearest one.
 double value_of(int code, Float8Format format) {
   const int mantissa_bits = format == Float8Format::kE4M3 ? 3 : 2;
@@ -251,6 +272,18 @@ NG_TARGET_CLONES
 void decode(const uint8_t* codes, int64_t rows, int64_t cols, ScaleGroups groups,
             const float* inverse_scale, Float8Format format, uint16_t* x) {
   decode_any(codes, rows, cols, groups, inverse_scale, format, x);
+}
+
+NG_TARGET_CLONES
+void count_losses(const float* x, const uint8_t* codes, int64_t count, Float8Format format,
+                  CastLosses* losses) {
+  count_losses_of(x, codes, count, format, losses);
+}
+
+NG_TARGET_CLONES
+void count_losses(const uint16_t* x, const uint8_t* codes, int64_t count, Float8Format format,
+                  CastLosses* losses) {
+  count_losses_of(x, codes, count, format, losses);
 }
 
 void amax_reference(const float* x, int64_t rows, int64_t cols, ScaleGroups groups, float* amax) {

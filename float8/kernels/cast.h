@@ -32,6 +32,17 @@ void decode(const uint8_t* codes, int64_t rows, int64_t cols, ScaleGroups groups
 void decode(const uint8_t* codes, int64_t rows, int64_t cols, ScaleGroups groups,
             const float* inverse_scale, Float8Format format, uint16_t* x);
 
+// Of `count` codes that `cast` made of x: how many have the largest magnitude, and how many are zero
+// where x is not. Adds to both.
+struct CastLosses {
+  int64_t saturated = 0;
+  int64_t underflowed = 0;
+};
+void count_losses(const float* x, const uint8_t* codes, int64_t count, Float8Format format,
+                  CastLosses* losses);
+void count_losses(const uint16_t* x, const uint8_t* codes, int64_t count, Float8Format format,
+                  CastLosses* losses);
+
 // The same, element by element: what tests compare with.
 void amax_reference(const float* x, int64_t rows, int64_t cols, ScaleGroups groups, float* amax);
 void amax_reference(const uint16_t* x, int64_t rows, int64_t cols, ScaleGroups groups, float* amax);

@@ -136,6 +136,34 @@ TEST(Cast, OneCastFeedsBothDimsWhereGroupsAllowIt) {
   expect_equal(both.dim0, expected_cast(x, backward, 0));
 }
 
+TEST(Cast, KnownScaleForBothDimsIsTheTwoCastsAndTheAmax) {
+  const at::Tensor scale = at::full({}, 37.5F);
+  for (const auto& [rows, cols] : {std::pair{1, 1}, {130, 77}, {0, 4}}) {
+    const at::Tensor x = at::randn({rows, cols}).to(at::kBFloat16);
+    const BothDimsWithAmax both = hp_tensor_and_scale_to_float8_both_dims(x, scale, {});
+    expect_bitwise_equal(both.amax, tensor_to_amax(x, G::kTensorwise, 1));
+    for (const auto* cast : {&both.dim1, &both.dim0}) {
+      const int64_t dim = cast == &both.dim1 ? 1 : 0;
+      const auto expected = hp_tensor_and_scale_to_float8(x, scale, {}, dim);
+      EXPECT_EQ(cast->dim, dim);
+      expect_bitwise_equal(cast->data.view(at::kByte), expected.data.view(at::kByte));
+      expect_bitwise_equal(cast->inverse_scale, expected.inverse_scale);
+    }
+  }
+  const CastSpec rows{at::kFloat8_e4m3fn, G::kAxiswise};
+  EXPECT_THROW(hp_tensor_and_scale_to_float8_both_dims(at::randn({2, 2}), scale, rows), c10::Error);
+}
+
+TEST(Cast, ReadableOverDim0SharesOnTheCpuAndRefusesGroupsThatDependOnDim) {
+  const at::Tensor x = at::randn({6, 8});
+  const auto cast = hp_tensor_to_float8_dynamic(x, {}, 1);
+  const auto dim0 = readable_over_dim0(cast);
+  EXPECT_EQ(dim0.dim, 0);
+  EXPECT_EQ(dim0.data.const_data_ptr(), cast.data.const_data_ptr());
+  const CastSpec rows{at::kFloat8_e4m3fn, G::kAxiswise};
+  EXPECT_THROW(readable_over_dim0(hp_tensor_to_float8_dynamic(x, rows, 1)), c10::Error);
+}
+
 TEST(Cast, ReadsStridedInput) {
   const at::Tensor x = at::randn({64, 200}).to(at::kBFloat16).t();
   for (const CastSpec& spec : specs()) {
@@ -200,6 +228,27 @@ TEST(CastStatistics, CountSaturatedAndUnderflowed) {
   EXPECT_EQ(statistics(1e9F).underflowed_fraction, 0.0);
   EXPECT_EQ(statistics(1e-9F).underflowed_fraction, 1.0);
   EXPECT_EQ(statistics(1e-9F).saturated_fraction, 0.0);
+}
+
+TEST(CastStatistics, KernelCountsWhatAtenCounts) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const at::ScalarType fp8 : {at::kFloat8_e4m3fn, at::kFloat8_e5m2}) {
+      for (const auto& [rows, cols] : {std::pair{1, 1}, {130, 77}, {257, 300}}) {
+        const at::Tensor x = at::randn({rows, cols}).mul(at::randn({rows, cols}).mul(6).exp());
+        x[0][0].fill_(rows == 1 ? 0.0 : nan);
+        const at::Tensor values = x.to(dtype);
+        const CastSpec spec{fp8};
+        for (const float scale : {1.0F, 1e-6F, 1e4F}) {
+          const auto cast = hp_tensor_and_scale_to_float8(values, at::full({}, scale), spec, 1);
+          const CastStatistics counted = cast_statistics(values, cast);
+          const CastStatistics expected = cast_statistics_reference(values, cast);
+          EXPECT_EQ(counted.saturated_fraction, expected.saturated_fraction);
+          EXPECT_EQ(counted.underflowed_fraction, expected.underflowed_fraction);
+        }
+      }
+    }
+  }
 }
 
 TEST(Cast, RefusesScalesOfAnotherShape) {

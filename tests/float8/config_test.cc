@@ -79,6 +79,22 @@ TEST(Float8LinearConfig, OperandsAreSetOneByOne) {
   }
 }
 
+TEST(Float8LinearConfig, FastAccumulationIsTorchaosByDefaultAndSetByProduct) {
+  for (const std::string_view name : recipe_names()) {
+    auto config = Float8LinearConfig::from_recipe_name(name);
+    EXPECT_TRUE(config.gemm_config_output.use_fast_accum);
+    EXPECT_FALSE(config.gemm_config_grad_input.use_fast_accum);
+    EXPECT_FALSE(config.gemm_config_grad_weight.use_fast_accum);
+    set_fast_accum(config, {"grad_weight", "grad_input"});
+    EXPECT_FALSE(config.gemm_config_output.use_fast_accum);
+    EXPECT_TRUE(config.gemm_config_grad_input.use_fast_accum);
+    EXPECT_TRUE(config.gemm_config_grad_weight.use_fast_accum);
+    set_fast_accum(config, {});
+    EXPECT_FALSE(config.gemm_config_grad_weight.use_fast_accum);
+    EXPECT_THROW(set_fast_accum(config, {"forward"}), c10::Error);
+  }
+}
+
 TEST(Float8LinearConfig, MistakesAreToldInASentence) {
   const auto after = [](const char* recipe, std::initializer_list<const char*> assignments) {
     return message([&] {

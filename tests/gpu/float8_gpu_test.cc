@@ -11,6 +11,7 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <vector>
 
 #include "float8/cast.h"
 #include "float8/scaled_mm.h"
@@ -39,7 +40,7 @@ void expect_equal_casts(const Float8TrainingTensor& gpu, const Float8TrainingTen
   EXPECT_TRUE(gpu.data.is_cuda());
   EXPECT_EQ(gpu.dim, cpu.dim);
   EXPECT_EQ(gpu.orig_dtype, cpu.orig_dtype);
-  expect_bitwise_equal(gpu.inverse_scale, cpu.inverse_scale);
+  expect_bitwise_equal(gpu.inverse_scale.cpu(), cpu.inverse_scale);
   expect_bitwise_equal(gpu.data.cpu().contiguous().view(at::kByte),
                        cpu.data.contiguous().view(at::kByte));
 }
@@ -76,6 +77,48 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(std::pair{1L, 1L}, std::pair{3L, 17L},
                                          std::pair{128L, 128L}, std::pair{130L, 48L},
                                          std::pair{257L, 301L}, std::pair{384L, 1040L})));
+
+// Delayed scaling's cast: both layouts and the amax from one read.
+TEST_P(CastOnGpu, KnownScaleGivesBothLayoutsAndTheAmaxOfTheCpu) {
+  const auto [dtype, fp8, sizes] = GetParam();
+  const at::Tensor x = matrix(sizes.first, sizes.second, dtype);
+  const at::Tensor scale = at::full({}, 3.0F);
+  const BothDimsWithAmax gpu =
+      hp_tensor_and_scale_to_float8_both_dims(x.cuda(), scale.cuda(), {fp8});
+  const BothDimsWithAmax cpu = hp_tensor_and_scale_to_float8_both_dims(x, scale, {fp8});
+  expect_equal_casts(gpu.dim1, cpu.dim1);
+  expect_equal_casts(gpu.dim0, cpu.dim0);
+  expect_bitwise_equal(gpu.amax.cpu(), cpu.amax);
+  EXPECT_TRUE(gpu.dim1.data.is_contiguous() && gpu.dim0.data.t().is_contiguous());
+  const Float8TrainingTensor turned = readable_over_dim0(gpu.dim1);
+  expect_equal_casts(turned, cpu.dim0);
+  EXPECT_TRUE(turned.data.t().is_contiguous());
+  const CastStatistics of_gpu = cast_statistics(x.cuda(), gpu.dim1);
+  const CastStatistics of_cpu = cast_statistics(x, cpu.dim1);
+  EXPECT_EQ(of_gpu.saturated_fraction, of_cpu.saturated_fraction);
+  EXPECT_EQ(of_gpu.underflowed_fraction, of_cpu.underflowed_fraction);
+}
+
+// Each amax is a few units from where a power-of-two scale changes.
+TEST(ScalesOnGpu, PowersOfTwoAreTheCpusBesideEveryBoundary) {
+  std::vector<float> amax;
+  for (int exponent = -126; exponent < 127; ++exponent) {
+    const float boundary = std::ldexp(448.0F / 512.0F, exponent);
+    float above = boundary;
+    float below = boundary;
+    for (int i = 0; i < 20; ++i) {
+      amax.push_back(above);
+      amax.push_back(below);
+      above = std::nextafter(above, std::numeric_limits<float>::infinity());
+      below = std::nextafter(below, 0.0F);
+    }
+  }
+  const auto count = static_cast<int64_t>(amax.size());
+  const at::Tensor x = at::from_blob(amax.data(), {count, 1}).clone();
+  const CastSpec spec{at::kFloat8_e4m3fn, ScalingGranularity::kAxiswise, ScaleRounding::kPowerOf2};
+  expect_bitwise_equal(hp_tensor_to_float8_dynamic(x.cuda(), spec, 1).inverse_scale.cpu(),
+                       hp_tensor_to_float8_dynamic(x, spec, 1).inverse_scale);
+}
 
 TEST(CastOnGpu, EveryBfloat16IsRoundedAsOnTheCpu) {
   std::vector<int32_t> bits(1 << 16);
@@ -123,8 +166,9 @@ class ScaledMmOnGpu : public ::testing::TestWithParam<Product> {};
 
 TEST_P(ScaledMmOnGpu, MatchesTheProductOfTheCodes) {
   const auto [of_a, of_b, out_dtype] = GetParam();
-  for (const auto& [m, k, n] : {std::tuple{64, 128, 256}, std::tuple{33, 384, 80},
-                                std::tuple{1, 16, 16}, std::tuple{17, 100, 30}}) {
+  for (const auto& [m, k, n] :
+       {std::tuple{64, 128, 256}, std::tuple{33, 384, 80}, std::tuple{1, 16, 16},
+        std::tuple{17, 100, 30}, std::tuple{48, 512, 64}}) {
     const at::Tensor a = at::randn({m, k}, at::kCUDA).to(at::kBFloat16);
     const at::Tensor b = at::randn({n, k}, at::kCUDA).to(at::kBFloat16);
     const auto a8 = hp_tensor_to_float8_dynamic(a, {at::kFloat8_e4m3fn, of_a}, 1);
@@ -138,6 +182,48 @@ TEST_P(ScaledMmOnGpu, MatchesTheProductOfTheCodes) {
     EXPECT_GT(sqnr_db(exact, y), out_dtype == at::kFloat ? 65.0 : 50.0)
         << m << " " << k << " " << n;
   }
+}
+
+TEST_P(ScaledMmOnGpu, BiasIsAddedBeforeTheOneRounding) {
+  const auto [of_a, of_b, out_dtype] = GetParam();
+  for (const auto& [m, k, n] : {std::tuple{64, 128, 256}, std::tuple{17, 100, 30}}) {
+    for (const auto bias_dtype : {at::kFloat, at::kBFloat16}) {
+      const at::Tensor a = at::randn({m, k}, at::kCUDA).to(at::kBFloat16);
+      const at::Tensor b = at::randn({n, k}, at::kCUDA).to(at::kBFloat16);
+      const at::Tensor bias = at::randn({n}, at::kCUDA).mul(20).to(bias_dtype);
+      const auto a8 = hp_tensor_to_float8_dynamic(a, {at::kFloat8_e4m3fn, of_a}, 1);
+      const auto b8 = hp_tensor_to_float8_dynamic(b, {at::kFloat8_e4m3fn, of_b}, 1);
+      const at::Tensor exact = at::mm(dequantize(a8, at::kFloat).to(at::kDouble),
+                                      dequantize(b8, at::kFloat).to(at::kDouble).t())
+                                   .add(bias.to(at::kDouble));
+      EXPECT_GT(sqnr_db(exact, scaled_mm(a8, b8, out_dtype, bias)),
+                out_dtype == at::kFloat ? 65.0 : 50.0);
+    }
+  }
+}
+
+// Sums in the shorter accumulator lose bits, not more than a dozen of them.
+TEST_P(ScaledMmOnGpu, FastAccumulationIsNear) {
+  const auto [of_a, of_b, out_dtype] = GetParam();
+  const at::Tensor a = at::randn({64, 2048}, at::kCUDA).to(at::kBFloat16);
+  const at::Tensor b = at::randn({80, 2048}, at::kCUDA).to(at::kBFloat16);
+  const auto a8 = hp_tensor_to_float8_dynamic(a, {at::kFloat8_e4m3fn, of_a}, 1);
+  const auto b8 = hp_tensor_to_float8_dynamic(b, {at::kFloat8_e4m3fn, of_b}, 1);
+  const at::Tensor exact = at::mm(dequantize(a8, at::kFloat).to(at::kDouble),
+                                  dequantize(b8, at::kFloat).to(at::kDouble).t());
+  EXPECT_GT(sqnr_db(exact, scaled_mm(a8, b8, out_dtype, {}, /*use_fast_accum=*/true)), 35.0);
+}
+
+// What a product reads need not lie as it wants it.
+TEST_P(ScaledMmOnGpu, OperandsInTheOtherLayoutAreTurned) {
+  const auto [of_a, of_b, out_dtype] = GetParam();
+  const at::Tensor a = at::randn({96, 256}, at::kCUDA).to(at::kBFloat16);
+  const at::Tensor b = at::randn({64, 256}, at::kCUDA).to(at::kBFloat16);
+  const auto a8 = hp_tensor_to_float8_dynamic(a, {at::kFloat8_e4m3fn, of_a}, 1);
+  const auto b8 = hp_tensor_to_float8_dynamic(b, {at::kFloat8_e4m3fn, of_b}, 1);
+  auto turned = b8;
+  turned.data = b8.data.t().contiguous().t();
+  expect_bitwise_equal(scaled_mm(a8, turned, out_dtype).cpu(), scaled_mm(a8, b8, out_dtype).cpu());
 }
 
 TEST_P(ScaledMmOnGpu, TheThreeProductsOfALinear) {

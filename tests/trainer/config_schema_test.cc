@@ -77,6 +77,7 @@ float8.filter_fqns
 float8.enable_fsdp_float8_all_gather
 float8.pad_inner_dim
 float8.casts
+float8.use_fast_accum
 float8.amax_history_len
 float8.amax_compute_algo
 float8.emulate
