@@ -1,18 +1,19 @@
-// manifest.json: {"format": "narrowgauge-checkpoint", "version": 1, "step", "world_size",
+// manifest.json: {"format": "narrowgauge-checkpoint", "version": 2, "step", "world_size",
+//   "files": {FILE: {"bytes", "header_xxh3"}},
 //   "tensors": {NAME: {"dtype", "shape", "chunks": [{"file", "name", "rows": [b, e], "xxh3"}]}},
 //   "state": {...}, "xxh3": hash of the rest}
 // The hash is taken over the compact text of the object without the "xxh3" key: nlohmann sorts keys
 // and prints doubles so that they read back equal, so that text depends on the content alone.
 #include "checkpoint/checkpoint_manifest.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <stdexcept>
 
+#include "checkpoint/safetensors_header.h"
 #include "checkpoint/strict_json.h"
+#include "checkpoint/xxh3.h"
 
 namespace narrowgauge::checkpoint {
 namespace {
@@ -20,7 +21,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kFormat = "narrowgauge-checkpoint";
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 
 uint64_t from_hex(const std::string& text, const std::string& source) {
   uint64_t value = 0;
@@ -53,6 +54,9 @@ ManifestTensor tensor_from_json(const json& value, const std::string& source) {
   ManifestTensor tensor;
   tensor.dtype = json_value<std::string>(value, "dtype", source);
   tensor.sizes = value.at("shape").get<std::vector<int64_t>>();
+  if (!safetensors_element_size(tensor.dtype)) {
+    throw std::runtime_error(source + ": unknown dtype '" + tensor.dtype + "'");
+  }
   for (const json& chunk : value.at("chunks")) {
     const auto [row_begin, row_end] = chunk.at("rows").get<std::pair<int64_t, int64_t>>();
     tensor.chunks.push_back({json_value<std::string>(chunk, "file", source),
@@ -90,17 +94,23 @@ void check_tensor(ManifestTensor& tensor, const std::string& where) {
 
 }  // namespace
 
-std::string xxh3_text(uint64_t hash) {
-  std::string text(16, '0');
-  char digits[16];
-  const auto end = std::to_chars(digits, digits + sizeof(digits), hash, 16).ptr;
-  std::copy_backward(digits, end, text.data() + text.size());
-  return text;
+int64_t num_rows(const std::vector<int64_t>& sizes) { return sizes.empty() ? 1 : sizes[0]; }
+
+uint64_t size_bytes(const ManifestTensor& tensor, int64_t num_rows) {
+  uint64_t bytes = safetensors_element_size(tensor.dtype).value() * static_cast<uint64_t>(num_rows);
+  for (size_t dim = 1; dim < tensor.sizes.size(); ++dim) {
+    bytes *= static_cast<uint64_t>(tensor.sizes[dim]);
+  }
+  return bytes;
 }
 
-uint64_t xxh3(const void* data, size_t size) { return XXH3_64bits(data, size); }
-
-int64_t num_rows(const std::vector<int64_t>& sizes) { return sizes.empty() ? 1 : sizes[0]; }
+uint64_t size_bytes(const CheckpointManifest& manifest) {
+  uint64_t bytes = 0;
+  for (const auto& [name, tensor] : manifest.tensors) {
+    bytes += size_bytes(tensor, num_rows(tensor.sizes));
+  }
+  return bytes;
+}
 
 void check_manifest(CheckpointManifest& manifest, const std::string& source) {
   for (auto& [name, tensor] : manifest.tensors) {
@@ -113,11 +123,16 @@ std::string manifest_json(const CheckpointManifest& manifest) {
                {"version", kVersion},
                {"step", manifest.step},
                {"world_size", manifest.world_size},
+               {"files", json::object()},
                {"tensors", json::object()},
                {"state", parse_strict_json(manifest.state_json, "checkpoint state")}};
   if (!root["state"].is_object()) {
     throw std::runtime_error("checkpoint state: expected a JSON object, got " +
                              std::string(root["state"].type_name()));
+  }
+  for (const auto& [name, file] : manifest.files) {
+    root["files"][name] = {{"bytes", file.size_bytes},
+                           {"header_xxh3", xxh3_text(file.header_xxh3)}};
   }
   for (const auto& [name, tensor] : manifest.tensors) {
     root["tensors"][name] = to_json(tensor);
@@ -128,6 +143,11 @@ std::string manifest_json(const CheckpointManifest& manifest) {
 
 CheckpointManifest parse_manifest(std::string_view text, const std::string& source) {
   json root = parse_strict_json(text, source);
+  // Spaces carry no meaning, but a changed one is a sign of a bad disk.
+  if (root.dump(1) + "\n" != text) {
+    throw std::runtime_error(source + ": differs in its white space from what was written; the " +
+                             "manifest is damaged");
+  }
   const std::string format = json_value<std::string>(root, "format", source);
   const int64_t version = json_value<int64_t>(root, "version", source);
   if (format != kFormat || version != kVersion) {
@@ -145,6 +165,11 @@ CheckpointManifest parse_manifest(std::string_view text, const std::string& sour
   try {
     manifest.step = json_value<int64_t>(root, "step", source);
     manifest.world_size = json_value<int64_t>(root, "world_size", source);
+    for (const auto& [name, value] : root.at("files").items()) {
+      manifest.files[name] = {
+          value.at("bytes").get<uint64_t>(),
+          from_hex(json_value<std::string>(value, "header_xxh3", source), source)};
+    }
     for (const auto& [name, value] : root.at("tensors").items()) {
       manifest.tensors[name] = tensor_from_json(value, source + ": tensor '" + name + "'");
     }

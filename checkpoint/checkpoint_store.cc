@@ -3,27 +3,19 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
-#include <stdexcept>
+#include <exception>
 #include <utility>
 
+#include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/durable_file.h"
-#include "checkpoint/rank_agreement.h"
-#include "checkpoint/strict_json.h"
 
 namespace narrowgauge::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 
 constexpr const char* kStepPrefix = "step-";
 constexpr const char* kLatestName = "latest";
-
-std::string step_name(int64_t step) {
-  char digits[32];
-  std::snprintf(digits, sizeof(digits), "%08lld", static_cast<long long>(step));
-  return kStepPrefix + std::string(digits);
-}
 
 // The step of "step-00000100"; nothing for any other name, .tmp included.
 std::optional<int64_t> parse_step(const std::string& name) {
@@ -38,149 +30,121 @@ std::optional<int64_t> parse_step(const std::string& name) {
   return is_canonical ? std::optional<int64_t>(step) : std::nullopt;
 }
 
-// Names of complete checkpoints, newest step first.
-std::vector<std::string> list_checkpoints(const fs::path& store) {
-  std::vector<std::pair<int64_t, std::string>> found;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(store, error)) {
-    const std::string name = entry.path().filename().string();
-    if (const auto step = parse_step(name)) {
-      found.emplace_back(*step, name);
-    }
-  }
-  std::sort(found.rbegin(), found.rend());
-  std::vector<std::string> names;
-  for (auto& [step, name] : found) {
-    names.push_back(std::move(name));
-  }
-  return names;
+bool is_of_step(const fs::path& path, const char* extension) {
+  return path.extension() == extension && parse_step(path.stem().string());
 }
 
-// What `latest` says; "" where there is none or it names nothing.
-std::string read_latest(const fs::path& store) {
-  if (!fs::exists(store / kLatestName)) {
-    return "";
-  }
-  std::string name = read_file(store / kLatestName, 4096);
-  name.erase(std::find(name.begin(), name.end(), '\n'), name.end());
-  return parse_step(name) && fs::is_directory(store / name) ? name : "";
-}
-
-// Of a save or a deletion that was killed.
-void remove_leftovers(const fs::path& store) {
-  for (const auto& entry : fs::directory_iterator(store)) {
-    const fs::path& path = entry.path();
-    if (path.extension() == ".tmp" && parse_step(path.stem().string())) {
-      fs::remove_all(path);
-    }
+bool is_sound(const fs::path& folder) {
+  try {
+    CheckpointReader::open(folder).verify_structure();
+    return true;
+  } catch (const std::exception&) {
+    return false;
   }
 }
 
 }  // namespace
 
-void save_checkpoint(const fs::path& store, int64_t step, std::span<const ShardChunk> chunks,
-                     const std::string& state_json, comm::Communicator& communicator) {
-  TORCH_CHECK(step >= 0, "expected a checkpoint step of at least 0, got ", step);
-  const fs::path folder = store / step_name(step);
-  const fs::path temporary = fs::path(folder).concat(".tmp");
-  const auto on_first_rank = [&](const auto& work) {
-    on_all_ranks(communicator, [&] {
-      if (communicator.rank() == 0) {
-        work();
-      }
-      return std::string();
-    });
-  };
+std::string step_name(int64_t step) {
+  char digits[32];
+  std::snprintf(digits, sizeof(digits), "%08lld", static_cast<long long>(step));
+  return kStepPrefix + std::string(digits);
+}
+
+std::optional<fs::path> read_latest(const fs::path& store) {
+  std::error_code error;
+  if (!fs::is_regular_file(store / kLatestName, error)) {
+    return std::nullopt;
+  }
+  std::string name;
   try {
-    on_first_rank([&] {
-      if (fs::create_directories(store)) {
-        sync_directory(store / "..");
-      }
-      remove_leftovers(store);
-      fs::create_directory(temporary);
-    });
-    write_sharded_checkpoint(temporary, step, chunks, state_json, communicator);
-    on_first_rank([&] {
-      replace_directory(temporary, folder);
-      write_durable_file(store / kLatestName, step_name(step) + "\n");
-    });
-  } catch (...) {
-    if (communicator.rank() == 0) {
-      std::error_code ignored;
-      fs::remove_all(temporary, ignored);
+    name = read_file(store / kLatestName, 4096);
+  } catch (const std::exception&) {
+    return std::nullopt;  // as good as none: the folders say what there is
+  }
+  name.erase(std::find(name.begin(), name.end(), '\n'), name.end());
+  return parse_step(name) && fs::is_directory(store / name, error)
+             ? std::optional<fs::path>(store / name)
+             : std::nullopt;
+}
+
+std::vector<fs::path> list_checkpoints(const fs::path& store) {
+  const auto latest = read_latest(store);
+  const auto latest_step = latest ? parse_step(latest->filename().string()) : std::nullopt;
+  std::vector<std::pair<bool, int64_t>> found;  // not of a later step than `latest`; step
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(store, error)) {
+    if (const auto step = parse_step(entry.path().filename().string())) {
+      found.emplace_back(!latest_step || *step <= *latest_step, *step);
     }
-    throw;
+  }
+  std::sort(found.rbegin(), found.rend());
+  std::vector<fs::path> folders;
+  for (const auto& [is_before, step] : found) {
+    folders.push_back(store / step_name(step));
+  }
+  return folders;
+}
+
+std::vector<fs::path> list_leftovers(const fs::path& store) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(store, error)) {
+    if (is_of_step(entry.path(), ".tmp") || is_of_step(entry.path(), ".old")) {
+      found.push_back(entry.path());
+    }
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+void remove_leftovers(const fs::path& store) {
+  for (const fs::path& leftover : list_leftovers(store)) {
+    const fs::path whole = store / leftover.stem();
+    if (leftover.extension() == ".old" && !fs::exists(whole)) {
+      fs::rename(leftover, whole);
+    } else {
+      fs::remove_all(leftover);
+    }
   }
 }
 
-LatestCheckpoint find_latest_checkpoint(const fs::path& store) {
-  LatestCheckpoint result;
-  std::vector<std::string> candidates = list_checkpoints(store);
-  const auto latest = std::find(candidates.begin(), candidates.end(), read_latest(store));
-  if (latest != candidates.end()) {
-    std::rotate(candidates.begin(), latest, latest + 1);
-  }
-  for (const std::string& name : candidates) {
-    try {
-      Checkpoint::open(store / name).verify();
-      result.folder = store / name;
-      return result;
-    } catch (const std::exception& error) {
-      result.warnings.push_back("checkpoint " + name +
-                                " is damaged and passed over: " + error.what());
-    }
-  }
-  return result;
+fs::path prepare_checkpoint(const fs::path& store, int64_t step) {
+  create_durable_directories(store);
+  const fs::path temporary = store / (step_name(step) + ".tmp");
+  fs::remove_all(temporary);
+  fs::create_directory(temporary);
+  return temporary;
 }
 
-LatestCheckpoint find_latest_checkpoint(const fs::path& store, comm::Communicator& communicator) {
-  const std::string answer =
-      on_all_ranks(communicator, [&] {
-        if (communicator.rank() != 0) {
-          return std::string();
-        }
-        const LatestCheckpoint found = find_latest_checkpoint(store);
-        return json({found.folder ? found.folder->string() : "", found.warnings})
-            .dump(-1, ' ', false, json::error_handler_t::replace);
-      }).front();
-  LatestCheckpoint result;
-  const json parsed = json::parse(answer);
-  if (const auto folder = parsed[0].get<std::string>(); !folder.empty()) {
-    result.folder = folder;
+void commit_checkpoint(const fs::path& store, int64_t step) {
+  const fs::path folder = store / step_name(step);
+  replace_directory(fs::path(folder).concat(".tmp"), folder);
+  write_durable_file(store / kLatestName, step_name(step) + "\n");
+}
+
+std::vector<fs::path> prunable_checkpoints(const fs::path& store, int64_t keep_latest_k) {
+  std::vector<fs::path> folders = list_checkpoints(store);
+  if (keep_latest_k <= 0 || static_cast<int64_t>(folders.size()) <= keep_latest_k) {
+    return {};
   }
-  result.warnings = parsed[1].get<std::vector<std::string>>();
-  return result;
+  const auto first_doomed = folders.begin() + keep_latest_k;
+  if (std::none_of(folders.begin(), first_doomed, is_sound)) {
+    return {};
+  }
+  return {first_doomed, folders.end()};
 }
 
 std::vector<fs::path> prune_checkpoints(const fs::path& store, int64_t keep_latest_k) {
-  const std::vector<std::string> names = list_checkpoints(store);
-  if (keep_latest_k <= 0 || static_cast<int64_t>(names.size()) <= keep_latest_k) {
-    return {};
-  }
-  const std::string latest = read_latest(store);
-  std::vector<std::string> doomed(names.begin() + keep_latest_k, names.end());
-  doomed.erase(std::remove(doomed.begin(), doomed.end(), latest), doomed.end());
-  const bool has_good = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
-    if (std::find(doomed.begin(), doomed.end(), name) != doomed.end()) {
-      return false;
-    }
-    try {
-      Checkpoint::open(store / name).verify_structure();
-      return true;
-    } catch (const std::exception&) {
-      return false;
-    }
-  });
-  std::vector<fs::path> deleted;
-  for (const std::string& name : has_good ? doomed : std::vector<std::string>()) {
+  const std::vector<fs::path> doomed = prunable_checkpoints(store, keep_latest_k);
+  for (const fs::path& folder : doomed) {
     // Renamed first: a deletion that is killed leaves no folder that looks complete.
-    const fs::path temporary = fs::path(store / name).concat(".tmp");
+    const fs::path temporary = fs::path(folder).concat(".tmp");
     fs::remove_all(temporary);
-    fs::rename(store / name, temporary);
+    fs::rename(folder, temporary);
     fs::remove_all(temporary);
-    deleted.push_back(store / name);
   }
-  return deleted;
+  return doomed;
 }
 
 }  // namespace narrowgauge::checkpoint

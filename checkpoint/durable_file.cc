@@ -54,6 +54,13 @@ void DurableFile::fail(const std::string& what) const {
   throw system_error(what + " " + temporary_.string(), errno);
 }
 
+void DurableFile::reserve(uint64_t size) {
+  if (size > 0 && ::fallocate(descriptor_, 0, 0, static_cast<off_t>(size)) != 0 &&
+      errno != EOPNOTSUPP && errno != EINTR) {
+    fail("cannot reserve " + std::to_string(size) + " bytes for");
+  }
+}
+
 void DurableFile::write_at(uint64_t offset, const void* data, size_t size) {
   const char* bytes = static_cast<const char*>(data);
   while (size > 0) {
@@ -68,6 +75,8 @@ void DurableFile::write_at(uint64_t offset, const void* data, size_t size) {
       fail("cannot write " + std::to_string(size) + " bytes at offset " + std::to_string(offset) +
            " of");
     }
+    // Only a hint: not every file system knows it, and fsync reports what goes wrong.
+    ::sync_file_range(descriptor_, static_cast<off_t>(offset), written, SYNC_FILE_RANGE_WRITE);
     bytes += written;
     offset += static_cast<uint64_t>(written);
     size -= static_cast<size_t>(written);
@@ -115,6 +124,18 @@ std::string read_file(const fs::path& path, uint64_t max_bytes) {
                              "; check its permissions and the disk");
   }
   return contents;
+}
+
+void create_durable_directories(const fs::path& directory) {
+  if (fs::exists(directory)) {
+    return;
+  }
+  const fs::path parent = parent_of(directory);
+  create_durable_directories(parent);
+  if (::mkdir(directory.c_str(), 0755) != 0 && errno != EEXIST) {
+    throw system_error("cannot create folder " + directory.string(), errno);
+  }
+  sync_directory(parent);
 }
 
 void sync_directory(const fs::path& directory) {

@@ -21,7 +21,12 @@ class DurableFile {
   DurableFile(const DurableFile&) = delete;
   DurableFile& operator=(const DurableFile&) = delete;
 
-  // Writes all `size` bytes at `offset`; regions may come in any order.
+  // Takes the room for `size` bytes on the disk, so that a full one is known before anything is
+  // written. Does nothing where the file system cannot tell.
+  void reserve(uint64_t size);
+
+  // Writes all `size` bytes at `offset`; regions may come in any order. The disk is set to work at
+  // once, so that commit() finds little left to wait for.
   void write_at(uint64_t offset, const void* data, size_t size);
 
   // fsync, rename, fsync of the folder. Nothing may be written afterwards.
@@ -43,11 +48,15 @@ void write_durable_file(const std::filesystem::path& path, std::string_view cont
 // that a file that is not what it claims to be is not read into memory.
 std::string read_file(const std::filesystem::path& path, uint64_t max_bytes = uint64_t{1} << 30);
 
+// Makes a folder and the parents that are missing, each entry durable.
+void create_durable_directories(const std::filesystem::path& directory);
+
 // Makes the entries of a folder durable.
 void sync_directory(const std::filesystem::path& directory);
 
 // Makes the folder `from` appear as `to` and its entry durable. A folder already there is swapped
-// out in one step, so that `to` exists at every moment, and then deleted.
+// out in one step, so that `to` exists at every moment, and then deleted. Where the file system
+// cannot swap, `to` is TO.old for an instant; who finds no `to` after a crash renames that back.
 void replace_directory(const std::filesystem::path& from, const std::filesystem::path& to);
 
 }  // namespace narrowgauge::checkpoint

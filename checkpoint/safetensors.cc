@@ -175,16 +175,7 @@ std::vector<std::pair<std::string, SafetensorsEntry>> lay_out(
     TORCH_CHECK(spec.name != "__metadata__", source, ": __metadata__ cannot name a tensor");
     entries.push_back({spec.name, {safetensors_dtype_name(spec.dtype), spec.sizes, 0, 0}});
   }
-  std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
-    return *safetensors_element_size(a.second.dtype) > *safetensors_element_size(b.second.dtype);
-  });
-  uint64_t offset = 0;
-  for (auto& [name, entry] : entries) {
-    entry.begin = offset;
-    offset += *safetensors_element_size(entry.dtype) *
-              static_cast<uint64_t>(c10::multiply_integers(entry.sizes));
-    entry.end = offset;
-  }
+  lay_out_tensors(entries);
   return entries;
 }
 

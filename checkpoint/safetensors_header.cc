@@ -171,6 +171,23 @@ SafetensorsHeader parse_safetensors_header(std::string_view bytes, uint64_t file
   return header;
 }
 
+uint64_t lay_out_tensors(std::vector<std::pair<std::string, SafetensorsEntry>>& tensors) {
+  std::stable_sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
+    return *safetensors_element_size(a.second.dtype) > *safetensors_element_size(b.second.dtype);
+  });
+  uint64_t offset = 0;
+  for (auto& [name, entry] : tensors) {
+    entry.begin = offset;
+    uint64_t bytes = *safetensors_element_size(entry.dtype);
+    for (const int64_t size : entry.sizes) {
+      bytes *= static_cast<uint64_t>(size);
+    }
+    offset += bytes;
+    entry.end = offset;
+  }
+  return offset;
+}
+
 std::string safetensors_header_bytes(
     const std::vector<std::pair<std::string, SafetensorsEntry>>& tensors,
     const std::map<std::string, std::string>& metadata) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace narrowgauge::checkpoint {
@@ -35,6 +36,11 @@ std::optional<uint64_t> safetensors_element_size(std::string_view dtype);
 // Throws std::runtime_error naming `source`, the tensor and both numbers.
 SafetensorsHeader parse_safetensors_header(std::string_view bytes, uint64_t file_size,
                                            const std::string& source);
+
+// Gives tensors their places, `begin` and `end`, and sorts them by these: by falling element size,
+// which aligns every tensor, and in the order given within a size. Returns the bytes of data.
+// REQUIRES: dtypes with an element size; sizes whose product fits.
+uint64_t lay_out_tensors(std::vector<std::pair<std::string, SafetensorsEntry>>& tensors);
 
 // The length prefix and JSON of a header, padded so that data starts 8-byte aligned. The tensors
 // are listed in the order of their offsets.

@@ -151,6 +151,36 @@ ImportOptions parse_import(std::span<const std::string> arguments) {
   return {parsed.text("from"), parsed.text("output")};
 }
 
+CheckpointListOptions parse_checkpoint_list(std::span<const std::string> arguments) {
+  const CommandArguments parsed("checkpoint list", arguments);
+  return {parsed.text("run"), parsed.flag("json")};
+}
+
+CheckpointVerifyOptions parse_checkpoint_verify(std::span<const std::string> arguments) {
+  const CommandArguments parsed("checkpoint verify", arguments);
+  return {parsed.text("path"), parsed.flag("json")};
+}
+
+CheckpointDiffOptions parse_checkpoint_diff(std::span<const std::string> arguments) {
+  const CommandArguments parsed("checkpoint diff", arguments);
+  CheckpointDiffOptions options = {parsed.list("paths"), parsed.flag("json")};
+  if (options.paths.size() != 2) {
+    throw UsageError("expected two checkpoints or runs, got " +
+                     std::to_string(options.paths.size()));
+  }
+  return options;
+}
+
+CheckpointExportOptions parse_checkpoint_export(std::span<const std::string> arguments) {
+  const CommandArguments parsed("checkpoint export", arguments);
+  return {parsed.text("path"), parsed.text("output"), parsed.text("prefix")};
+}
+
+CheckpointPruneOptions parse_checkpoint_prune(std::span<const std::string> arguments) {
+  const CommandArguments parsed("checkpoint prune", arguments);
+  return {parsed.text("run"), parsed.integer("keep", 1), parsed.flag("dry-run")};
+}
+
 TokenizerTrainOptions parse_tokenizer_train(std::span<const std::string> arguments) {
   const CommandArguments parsed("tokenizer train", arguments);
   return {.output = parsed.text("output"),

@@ -85,6 +85,33 @@ struct ExportOptions {
   int64_t step = -1;              // -1: the newest checkpoint
 };
 
+struct CheckpointListOptions {
+  std::string run;  // run directory, or the folder of its checkpoints
+  bool json = false;
+};
+
+struct CheckpointVerifyOptions {
+  std::string path;  // of a run, of its checkpoints, or one checkpoint
+  bool json = false;
+};
+
+struct CheckpointDiffOptions {
+  std::vector<std::string> paths;  // two; of a run its newest
+  bool json = false;
+};
+
+struct CheckpointExportOptions {
+  std::string path;
+  std::string output;  // safetensors file
+  std::string prefix;
+};
+
+struct CheckpointPruneOptions {
+  std::string run;
+  int64_t keep = 0;
+  bool dry_run = false;
+};
+
 struct ImportOptions {
   std::string from;  // llama2.c .bin file, or Hugging Face directory
   std::string output;
@@ -144,6 +171,11 @@ GenerateOptions parse_generate(std::span<const std::string> arguments);
 EvalOptions parse_eval(std::span<const std::string> arguments);
 ExportOptions parse_export(std::span<const std::string> arguments);
 ImportOptions parse_import(std::span<const std::string> arguments);
+CheckpointListOptions parse_checkpoint_list(std::span<const std::string> arguments);
+CheckpointVerifyOptions parse_checkpoint_verify(std::span<const std::string> arguments);
+CheckpointDiffOptions parse_checkpoint_diff(std::span<const std::string> arguments);
+CheckpointExportOptions parse_checkpoint_export(std::span<const std::string> arguments);
+CheckpointPruneOptions parse_checkpoint_prune(std::span<const std::string> arguments);
 TokenizerTrainOptions parse_tokenizer_train(std::span<const std::string> arguments);
 TokenizerEncodeOptions parse_tokenizer_encode(std::span<const std::string> arguments);
 TokenizerDecodeOptions parse_tokenizer_decode(std::span<const std::string> arguments);

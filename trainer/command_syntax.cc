@@ -137,6 +137,53 @@ void add_models(Syntaxes& all) {
                    "  narrowgauge import stories260K.bin --output stories260K\n"};
 }
 
+void add_checkpoints(Syntaxes& all) {
+  constexpr Argument kPath = {
+      "path", "PATH", "checkpoint; or run, its newest", "", Argument::kPositional, true};
+  all["checkpoint list"] = {
+      "Lists the checkpoints of a run in the order in which it would go on from them.",
+      "RUN [--json]",
+      {{"run", "RUN", "run directory, or its checkpoints/", "", Argument::kPositional, true},
+       kJson},
+      "  narrowgauge checkpoint list runs/quickstart\n",
+      "Looks at manifests, headers and file sizes; `checkpoint verify` reads every byte.\n"};
+  all["checkpoint verify"] = {
+      "Reads every byte of a checkpoint, or of all of a run, and compares it with its hash.",
+      "PATH [--json]",
+      {{"path", "PATH", "checkpoint, or run: all of its checkpoints", "", Argument::kPositional,
+        true},
+       kJson},
+      "  narrowgauge checkpoint verify runs/quickstart\n"
+      "  narrowgauge checkpoint verify runs/quickstart/checkpoints/step-00000400\n",
+      "Exit code 1 if anything is damaged or there is nothing; each line names file and tensor.\n"};
+  all["checkpoint diff"] = {
+      "Tells what two checkpoints do not have in common: settings, tensors, elements.",
+      "PATH PATH [--json]",
+      {{"paths", "PATH", "checkpoint; or run, its newest", "", Argument::kPositionalList, true},
+       kJson},
+      "  narrowgauge checkpoint diff runs/a runs/b\n"
+      "  narrowgauge checkpoint diff run/checkpoints/step-00000100 run/checkpoints/step-00000200\n",
+      "How many ranks wrote them makes no difference. Exit code 1 if they differ.\n"};
+  all["checkpoint export"] = {
+      "Writes the tensors of a checkpoint, whole, as one safetensors file.",
+      "PATH --output FILE [--prefix TEXT]",
+      {kPath,
+       {"output", "FILE", "to write", "", Argument::kOption, true},
+       {"prefix", "TEXT", "of the tensors to write, dropped from their names: model. or optimizer.",
+        "model."}},
+      "  narrowgauge checkpoint export runs/quickstart --output weights.safetensors\n",
+      "Names and layout are training's; `narrowgauge export` writes a Hugging Face directory.\n"};
+  all["checkpoint prune"] = {
+      "Deletes old checkpoints of a run that is not training.",
+      "RUN --keep K [--dry-run]",
+      {{"run", "RUN", "run directory, or its checkpoints/", "", Argument::kPositional, true},
+       {"keep", "K", "how many stay: the newest, the one `latest` names first", "",
+        Argument::kOption, true},
+       {"dry-run", "", "tell what would be deleted"}},
+      "  narrowgauge checkpoint prune runs/quickstart --keep 1 --dry-run\n",
+      "Deletes nothing unless one of those that stay is sound, and what killed saves left.\n"};
+}
+
 void add_tokenizers(Syntaxes& all) {
   constexpr Argument kTokenizer = {
       "tokenizer", "PATH", "bytes, or a tokenizer file or directory", "", Argument::kOption, true};
@@ -203,6 +250,7 @@ Syntaxes all_syntaxes() {
   Syntaxes all;
   add_training(all);
   add_models(all);
+  add_checkpoints(all);
   add_tokenizers(all);
   add_data(all);
   return all;

@@ -130,6 +130,8 @@ struct CheckpointConfig {
   int64_t interval = 500;
   int64_t keep_latest_k = 3;
   int64_t load_step = -1;
+  std::string async_mode = "async";
+  std::vector<std::string> allow_changes;
 };
 
 struct ValidationConfig {

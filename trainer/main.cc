@@ -1,7 +1,7 @@
-// The front binary, `narrowgauge`. It answers --help, validate, plan, report, tokenizer and data
-// by itself and links no torch, whose loading alone takes half a second. For the other subcommands
-// it checks the arguments and the configuration and then becomes narrowgauge_torch, its sibling,
-// with the same arguments; so a typo costs milliseconds on any number of ranks.
+// The front binary, `narrowgauge`. It answers --help, validate, plan, report, checkpoint, tokenizer
+// and data by itself and links no torch, whose loading alone takes half a second. For the other
+// subcommands it checks the arguments and the configuration and then becomes narrowgauge_torch, its
+// sibling, with the same arguments; so a typo costs milliseconds on any number of ranks.
 
 #include <unistd.h>
 
@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "trainer/checkpoint_command.h"
 #include "trainer/command_line.h"
 #include "trainer/config_check.h"
 #include "trainer/config_docs.h"
@@ -146,6 +147,12 @@ int tokenizer_decode(Arguments a) { return decode_lines(parse_tokenizer_decode(a
 int data_prepare(Arguments a) { return prepare_data(parse_data_prepare(a)); }
 int data_inspect(Arguments a) { return inspect_data(parse_data_inspect(a)); }
 
+int checkpoint_list(Arguments a) { return list_command(parse_checkpoint_list(a)); }
+int checkpoint_verify(Arguments a) { return verify_command(parse_checkpoint_verify(a)); }
+int checkpoint_diff(Arguments a) { return diff_command(parse_checkpoint_diff(a)); }
+int checkpoint_export(Arguments a) { return export_whole_command(parse_checkpoint_export(a)); }
+int checkpoint_prune(Arguments a) { return prune_command(parse_checkpoint_prune(a)); }
+
 int test(Arguments) {
   throw UsageError("expected the launcher to run the tests: ./narrowgauge test, in the repository");
 }
@@ -167,6 +174,11 @@ constexpr Command kCommands[] = {
     {"eval", "measure a model: perplexity, tasks, divergence from another", eval},
     {"export", "write a checkpoint as a Hugging Face directory", export_run},
     {"import", "turn a model of another program into a Hugging Face directory", import_model},
+    {"checkpoint list", "list the checkpoints of a run", checkpoint_list},
+    {"checkpoint verify", "read every byte of checkpoints", checkpoint_verify},
+    {"checkpoint diff", "tell what differs between two checkpoints", checkpoint_diff},
+    {"checkpoint export", "write a checkpoint as one safetensors file", checkpoint_export},
+    {"checkpoint prune", "delete old checkpoints", checkpoint_prune},
     {"tokenizer train", "train a tokenizer on text", tokenizer_train},
     {"tokenizer encode", "turn lines of text into token ids", tokenizer_encode},
     {"tokenizer decode", "turn lines of token ids into text", tokenizer_decode},

@@ -64,11 +64,11 @@ void ProgressLine::update(const StepMetrics& metrics) {
   std::fprintf(
       stderr,
       "%sstep %ld/%ld  loss %.4f  grad_norm %.4f  lr %.2e  %.0f tokens/s  memory %.2f GiB  "
-      "ETA %s%s",
+      "ETA %s%s%s%s",
       is_terminal_ ? "\r\033[K" : "", metrics.step, total_steps_, metrics.loss, metrics.grad_norm,
       metrics.lr, metrics.tokens_per_second,
       static_cast<double>(metrics.peak_memory_bytes) / (1 << 30), eta.c_str(),
-      is_terminal_ ? "" : "\n");
+      note_.empty() ? "" : "  ", note_.c_str(), is_terminal_ ? "" : "\n");
   std::fflush(stderr);
   line_open_ = is_terminal_;
 }

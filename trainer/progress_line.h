@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "trainer/metrics.h"
 
@@ -17,6 +18,9 @@ class ProgressLine {
 
   void update(const StepMetrics& metrics);
 
+  // What stands at the end of the next lines ("saving step 500: 43 %"); "" for nothing.
+  void set_note(std::string note) { note_ = std::move(note); }
+
   // Prints `text` on a line of its own without disturbing the progress line.
   void message(const std::string& text);
 
@@ -28,6 +32,7 @@ class ProgressLine {
   int64_t log_interval_;
   double last_line_seconds_;
   double step_seconds_average_ = 0;
+  std::string note_;
 };
 
 }  // namespace narrowgauge::trainer

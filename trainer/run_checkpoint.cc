@@ -3,14 +3,20 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
+#include <chrono>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <utility>
 
 #include "checkpoint/checkpoint_store.h"
 #include "checkpoint/huggingface_names.h"
-#include "trainer/config.h"
+#include "checkpoint/latest_checkpoint.h"
+#include "checkpoint/sharded_checkpoint.h"
+#include "trainer/config_changes.h"
+#include "trainer/stage_progress.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -56,59 +62,87 @@ NamedBuffers buffers_in(const checkpoint::Checkpoint& saved, const NamedBuffers&
   return present;
 }
 
-void check_unchanged(const std::string& key, const std::string& unit, int64_t before, int64_t now) {
-  if (before != now) {
+// A number that the order of the data hangs on.
+void check_unchanged(const std::string& key, const std::string& unit, int64_t before, int64_t now,
+                     const TrainConfig& config, std::vector<std::string>& notes) {
+  if (before == now) {
+    return;
+  }
+  if (!allows_change(config, key)) {
     throw ConfigError(key + ": the run has had " + std::to_string(before) + " " + unit +
                       " so far, got " + std::to_string(now) +
                       "; restore it, or start another job.run_dir from this run's hf/ with "
-                      "model.initial_load_path");
+                      "model.initial_load_path, or allow it with checkpoint.allow_changes=[" +
+                      key + "]");
   }
+  notes.push_back(key + ": " + std::to_string(before) + " -> " + std::to_string(now) + " " + unit +
+                  "; some windows of data come again and others are left out");
 }
 
-std::string folder_name(int64_t step) {
-  char name[32];
-  std::snprintf(name, sizeof name, "step-%08ld", step);
-  return name;
+// Throws for what is not allowed.
+std::vector<std::string> note_changes(const nlohmann::json& saved, const fs::path& folder,
+                                      const TrainConfig& config) {
+  const auto before = saved.value("config", std::map<std::string, std::string>());
+  const auto changes = config_changes(before, config);
+  check_changes(changes, config, folder.string());
+  std::vector<std::string> notes;
+  for (const ConfigChange& change : changes) {
+    const bool moves_rate =
+        change.key == "training.steps" && config.lr_scheduler.decay_type != "constant";
+    notes.push_back(change.text() +
+                    (moves_rate ? "; the learning rate follows the new length from here on" : ""));
+  }
+  return notes;
 }
 
 }  // namespace
 
-void save_run(const fs::path& store, const RunState& state,
-              const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer,
-              const NamedBuffers& buffers, int64_t keep_latest_k, comm::Communicator& world) {
+RunSnapshot snapshot_run(const RunState& state, const TrainConfig& config,
+                         const std::vector<fsdp::ShardedParameter>& parameters,
+                         optim::Optimizer& optimizer, const NamedBuffers& buffers) {
   const nlohmann::ordered_json json = {{"step", state.step},
                                        {"tokens_seen", state.tokens_seen},
                                        {"global_batch_size", state.global_batch_size},
                                        {"train_tokens", state.train_tokens},
-                                       {"optimizer_steps", optimizer.step_count()}};
-  checkpoint::save_checkpoint(store, state.step,
-                              run_chunks(parameters, optimizer, buffers, Purpose::kSave),
-                              json.dump(), world);
-  if (world.rank() == 0) {
-    // The other ranks are past the save: an old folder that cannot be deleted must not fail this
-    // one alone.
-    try {
-      checkpoint::prune_checkpoints(store, keep_latest_k);
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "cannot delete old checkpoints: %s\n", error.what());
-    }
+                                       {"optimizer_steps", optimizer.step_count()},
+                                       {"config", config_texts(config)}};
+  return {state.step, run_chunks(parameters, optimizer, buffers, Purpose::kSave), json.dump()};
+}
+
+void remove_leftovers(const fs::path& store) {
+  try {
+    checkpoint::remove_leftovers(store);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "cannot delete what a killed save left: %s\n", error.what());
   }
 }
 
 std::optional<fs::path> find_checkpoint(const fs::path& store, int64_t load_step,
                                         comm::Communicator& world) {
   if (load_step >= 0) {
-    const fs::path folder = store / folder_name(load_step);
+    const fs::path folder = store / checkpoint::step_name(load_step);
     if (!fs::exists(folder)) {
       throw std::runtime_error("checkpoint.load_step " + std::to_string(load_step) +
                                ": there is no " + folder.string());
     }
     return folder;
   }
-  const checkpoint::LatestCheckpoint latest = checkpoint::find_latest_checkpoint(store, world);
+  std::optional<StageProgress> progress;  // of a reading that takes long
+  const auto began = std::chrono::steady_clock::now();
+  const checkpoint::LatestCheckpoint latest = checkpoint::find_latest_checkpoint(
+      store, world, [&](const std::string& name, double fraction) {
+        const bool is_long = std::chrono::steady_clock::now() - began > std::chrono::seconds(2);
+        if (is_long && world.rank() == 0) {
+          (progress ? *progress : progress.emplace()).update("checking " + name, fraction);
+        }
+      });
+  progress.reset();
   if (world.rank() == 0) {
     for (const std::string& warning : latest.warnings) {
       std::fprintf(stderr, "%s\n", warning.c_str());
+    }
+    if (latest.folder && !latest.warnings.empty()) {
+      std::fprintf(stderr, "going on from %s instead\n", latest.folder->c_str());
     }
   }
   if (!latest.folder && !latest.warnings.empty()) {
@@ -118,21 +152,25 @@ std::optional<fs::path> find_checkpoint(const fs::path& store, int64_t load_step
   return latest.folder;
 }
 
-RunState load_run(const fs::path& folder, const RunState& expected,
+RunState load_run(const fs::path& folder, const RunState& expected, const TrainConfig& config,
                   const std::vector<fsdp::ShardedParameter>& parameters,
-                  optim::Optimizer& optimizer, const NamedBuffers& buffers) {
+                  optim::Optimizer& optimizer, const NamedBuffers& buffers,
+                  std::vector<std::string>& notes) {
   const at::NoGradGuard no_grad;
   const auto saved = checkpoint::Checkpoint::open(folder);
   const auto json = nlohmann::json::parse(saved.manifest().state_json);
   const RunState state = {json.at("step").get<int64_t>(), json.at("tokens_seen").get<int64_t>(),
                           json.at("global_batch_size").get<int64_t>(),
                           json.at("train_tokens").get<int64_t>()};
+  for (std::string& note : note_changes(json, folder, config)) {
+    notes.push_back(std::move(note));
+  }
   check_unchanged("training.global_batch_size", "windows a step", state.global_batch_size,
-                  expected.global_batch_size);
-  check_unchanged("data.train", "tokens", state.train_tokens, expected.train_tokens);
+                  expected.global_batch_size, config, notes);
+  check_unchanged("data.train", "tokens", state.train_tokens, expected.train_tokens, config, notes);
   saved.load(run_chunks(parameters, optimizer, buffers_in(saved, buffers), Purpose::kLoad));
   optimizer.set_step_count(json.at("optimizer_steps").get<int64_t>());
-  return state;
+  return {state.step, state.tokens_seen, expected.global_batch_size, expected.train_tokens};
 }
 
 std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(

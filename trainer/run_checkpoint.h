@@ -7,10 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/shard_plan.h"
 #include "comm/communicator.h"
 #include "fsdp/fully_shard.h"
 #include "nn/transformer_config.h"
 #include "optim/optimizer.h"
+#include "trainer/config.h"
 #include "trainer/step_action.h"
 
 namespace narrowgauge::trainer {
@@ -27,25 +29,37 @@ struct RunState {
   int64_t train_tokens = 0;
 };
 
-// Returns when step-<state.step> is durable and `latest` names it; older ones beyond keep_latest_k
-// are gone then (0 keeps all). Collective; throws on every rank if one fails, with older
-// checkpoints untouched.
-void save_run(const std::filesystem::path& store, const RunState& state,
-              const std::vector<fsdp::ShardedParameter>& parameters, optim::Optimizer& optimizer,
-              const NamedBuffers& buffers, int64_t keep_latest_k, comm::Communicator& world);
+// What checkpoint::CheckpointSaver::start takes. The chunks are the run's own tensors.
+struct RunSnapshot {
+  int64_t step = 0;
+  std::vector<checkpoint::ShardChunk> chunks;
+  std::string state_json;
+};
+
+RunSnapshot snapshot_run(const RunState& state, const TrainConfig& config,
+                         const std::vector<fsdp::ShardedParameter>& parameters,
+                         optim::Optimizer& optimizer, const NamedBuffers& buffers);
+
+// Deletes what killed saves left in the store; where that fails it costs a line on standard error.
+// For the run that writes to the store.
+void remove_leftovers(const std::filesystem::path& store);
 
 // The folder to resume from: that of `load_step`, or for -1 the newest complete one, damaged ones
-// passed over with a line on standard error. Nothing in a new run. Throws if load_step is missing
-// or all are damaged. Collective.
+// passed over with a line on standard error, as is the one taken instead. Nothing in a new run.
+// Throws if load_step is missing or all are damaged. Collective.
 std::optional<std::filesystem::path> find_checkpoint(const std::filesystem::path& store,
                                                      int64_t load_step, comm::Communicator& world);
 
 // Fills parameters, optimizer and buffers from a checkpoint of any world size. Buffers that the
-// checkpoint does not hold keep their values: the run had no such conversion so far. Throws
-// ConfigError if `expected` has another global batch size or other data than the run so far.
+// checkpoint does not hold keep their values: the run had no such conversion so far. What `config`
+// and `expected` change is appended to `notes`, a line each, for people. Throws ConfigError before
+// anything is filled if a change makes it another run (see check_changes), if the global batch size
+// or the data are others than so far among them, and checkpoint.allow_changes does not name the
+// key.
 RunState load_run(const std::filesystem::path& folder, const RunState& expected,
-                  const std::vector<fsdp::ShardedParameter>& parameters,
-                  optim::Optimizer& optimizer, const NamedBuffers& buffers);
+                  const TrainConfig& config, const std::vector<fsdp::ShardedParameter>& parameters,
+                  optim::Optimizer& optimizer, const NamedBuffers& buffers,
+                  std::vector<std::string>& notes);
 
 // Reads whole parameters of a checkpoint, one at a time, on one rank.
 std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(

@@ -7,33 +7,17 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <set>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #include "checkpoint/durable_file.h"
+#include "trainer/config_changes.h"
 #include "trainer/config_reader.h"
-#include "trainer/config_schema.h"
 #include "trainer/config_writer.h"
 
 namespace narrowgauge::trainer {
 namespace {
-
-// Keys that make a run what it is: with another value of one of them, going on from its checkpoints
-// would silently train something else.
-bool identifies_run(const ConfigKey& key) {
-  static const std::set<std::string> kKeys = {"training.seq_len", "training.seed",
-                                              "data.train",       "data.validation",
-                                              "data.text_field",  "data.validation_fraction"};
-  return key.section == "model" || key.section == "tokenizer" || kKeys.contains(key.path());
-}
-
-std::string describe_change(const ConfigKey& key, const TrainConfig& before,
-                            const TrainConfig& now) {
-  return key.path() + ": " + format_value(key, before) + " -> " + format_value(key, now);
-}
 
 int lock_file(const std::filesystem::path& path) {
   const int descriptor = ::open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644);
@@ -66,21 +50,8 @@ RunDirectory RunDirectory::open(const TrainConfig& config) {
   }
   run.lock_descriptor_ = lock_file(run.path_ / "lock");
   if (std::filesystem::exists(run.config_file())) {
-    const TrainConfig before = read_config(run.config_file(), {});
-    for (const ConfigKey& key : config_schema()) {
-      const bool left_open =
-          (key.path() == "model.vocab_size" && config.model.vocab_size == 0) ||
-          (key.path() == "training.num_threads" && config.training.num_threads == 0);
-      if (left_open || format_value(key, before) == format_value(key, config)) {
-        continue;
-      }
-      if (identifies_run(key)) {
-        throw ConfigError("job.run_dir " + run.path_.string() + " holds another run (" +
-                          describe_change(key, before, config) +
-                          "); choose another job.run_dir or remove that folder");
-      }
-      run.changes_.push_back(describe_change(key, before, config));
-    }
+    const auto before = config_texts(read_config(run.config_file(), {}));
+    check_changes(config_changes(before, config), config, "job.run_dir " + run.path_.string());
   }
   return run;
 }
@@ -96,9 +67,7 @@ RunDirectory::~RunDirectory() {
 }
 
 RunDirectory::RunDirectory(RunDirectory&& other) noexcept
-    : path_(std::move(other.path_)),
-      changes_(std::move(other.changes_)),
-      lock_descriptor_(std::exchange(other.lock_descriptor_, -1)) {}
+    : path_(std::move(other.path_)), lock_descriptor_(std::exchange(other.lock_descriptor_, -1)) {}
 
 void RunDirectory::write_config(const TrainConfig& config) const {
   checkpoint::write_durable_file(config_file(), to_yaml(config));

@@ -3,7 +3,6 @@
 #include <filesystem>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "trainer/config.h"
 
@@ -14,7 +13,8 @@ namespace narrowgauge::trainer {
 class RunDirectory {
  public:
   // Creates the folder, or takes up the run it holds. Throws ConfigError if the folder holds a run
-  // of another model, tokenizer or data, and std::runtime_error if another process trains in it.
+  // of another model, tokenizer or data that checkpoint.allow_changes does not allow, and
+  // std::runtime_error if another process trains in it.
   // Rank 0 alone opens; the other ranks use `attach`.
   static RunDirectory open(const TrainConfig& config);
 
@@ -41,9 +41,6 @@ class RunDirectory {
   // The last collectives of each rank, written when a run of several fails.
   std::filesystem::path flight_record() const { return path_ / "flight_record"; }
 
-  // What differs from the configuration the run was last started with, as "key: before -> now".
-  const std::vector<std::string>& changes() const { return changes_; }
-
   // Replaces config.yaml by the resolved `config` and keeps base_config.json; called once the run
   // is known to start. Throws std::runtime_error if the disk is full, with the old files in place.
   void write_config(const TrainConfig& config) const;
@@ -52,7 +49,6 @@ class RunDirectory {
   explicit RunDirectory(std::filesystem::path path) : path_(std::move(path)) {}
 
   std::filesystem::path path_;
-  std::vector<std::string> changes_;
   int lock_descriptor_ = -1;
 };
 

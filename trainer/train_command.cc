@@ -95,9 +95,6 @@ void describe_start(const TrainConfig& config, const RunDirectory& run, const st
                run.path().c_str(), config.model.architecture.c_str(), config.model.dim,
                config.model.num_layers, config.model.vocab_size, ranks.c_str(),
                device.str().c_str(), counted(config.training.num_threads, "thread").c_str());
-  for (const std::string& change : run.changes()) {
-    std::fprintf(stderr, "changed since the run was last started: %s\n", change.c_str());
-  }
 }
 
 // The run itself, once its data and device are known. Returns the exit code.

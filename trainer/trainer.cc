@@ -57,6 +57,9 @@ std::optional<std::filesystem::path> choose_checkpoint(const TrainConfig& config
                                                        const RunDirectory& run,
                                                        comm::Communicator& world) {
   const int64_t load_step = config.checkpoint.load_step;
+  if (config.checkpoint.enable && world.rank() == 0) {
+    remove_leftovers(run.checkpoints());
+  }
   return config.checkpoint.enable || load_step >= 0
              ? find_checkpoint(run.checkpoints(), load_step, world)
              : std::nullopt;
@@ -132,13 +135,12 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
                                   static_cast<uint64_t>(config.training.seed)}),
       validation_loader_(
           make_validation_loader(config, data_.split.validation, plan_.global_batch_size)),
-      prompt_(make_prompt(config, data_.tokenizer.get())) {
-  state_.global_batch_size = plan_.global_batch_size;
-  state_.train_tokens = data_.split.train->num_tokens();
-  if (checkpoint_) {
-    state_ = load_run(*checkpoint_, state_, parameters_, *optimizer_, named_buffers());
-    saved_step_ = state_.step;
-  }
+      prompt_(make_prompt(config, data_.tokenizer.get())),
+      state_(begin_state()),
+      saver_(config.checkpoint, run.checkpoints(), mesh_.world(), checkpoint_ ? state_.step : -1,
+             [this] {
+               return snapshot_run(state_, config_, parameters_, *optimizer_, named_buffers());
+             }) {
   for (const auto& action : built_.actions) {
     action->before_training();
   }
@@ -147,6 +149,23 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
     samples_log_.emplace(run.samples_file(), state_.step);
     open_events(events_, run, state_.step);
   }
+}
+
+RunState Trainer::begin_state() {
+  const RunState fresh = {0, 0, plan_.global_batch_size, data_.split.train->num_tokens()};
+  if (!checkpoint_) {
+    return fresh;
+  }
+  std::vector<std::string> notes;
+  const RunState state =
+      load_run(*checkpoint_, fresh, config_, parameters_, *optimizer_, named_buffers(), notes);
+  for (const std::string& note : notes) {
+    if (is_first_rank()) {
+      std::fprintf(stderr, "changed since %s was saved: %s\n", checkpoint_->filename().c_str(),
+                   note.c_str());
+    }
+  }
+  return state;
 }
 
 void Trainer::train(const StopSignal& stop_signal, const std::function<void()>& under_way) {
@@ -179,9 +198,7 @@ void Trainer::train(const StopSignal& stop_signal, const std::function<void()>& 
     if (!stopped_by_ && is_due(state_.step, config_.generation.interval, last_step)) {
       write_sample();
     }
-    if (stopped_by_ || is_due(state_.step, config_.checkpoint.interval, last_step)) {
-      save();
-    }
+    save(/*is_last=*/stopped_by_ || state_.step == last_step);
   }
   progress_.reset();
 }
@@ -346,21 +363,16 @@ void Trainer::write_sample() {
   }
 }
 
-void Trainer::save() {
+void Trainer::save(bool is_last) {
   if (!config_.checkpoint.enable) {
     return;
   }
-  try {
-    save_run(run_.checkpoints(), state_, parameters_, *optimizer_, named_buffers(),
-             config_.checkpoint.keep_latest_k, mesh_.world());
-    saved_step_ = state_.step;
-  } catch (const comm::CommunicatorAborted&) {
-    throw;
-  } catch (const std::runtime_error& error) {  // the disk; every rank gets it
-    if (is_first_rank()) {
-      progress_->message("step " + std::to_string(state_.step) + "  no checkpoint: " +
-                         error.what() + "; training goes on, older checkpoints stand");
+  const StepReport report = saver_.after_step(state_.step, is_last);
+  if (is_first_rank()) {
+    for (const std::string& warning : report.warnings) {
+      progress_->message(warning);
     }
+    progress_->set_note(saver_.note());
   }
 }
 

@@ -25,6 +25,7 @@
 #include "trainer/progress_line.h"
 #include "trainer/run_checkpoint.h"
 #include "trainer/run_directory.h"
+#include "trainer/run_saver.h"
 #include "trainer/step_action.h"
 #include "trainer/stop_signal.h"
 #include "trainer/training_data.h"
@@ -48,7 +49,7 @@ class Trainer {
   std::optional<std::string> stopped_by() const { return stopped_by_; }
 
   // Whether a checkpoint holds the step the run stands at.
-  bool is_saved() const { return saved_step_ == state_.step; }
+  bool is_saved() const { return saver_.saved_step() == state_.step; }
 
   // Seconds of a step, on average over those this process trained; the first two, which warm up, do
   // not count. 0 where there were no others.
@@ -62,14 +63,16 @@ class Trainer {
   void run_actions_after(int64_t step);
   // Of all actions.
   NamedBuffers named_buffers();
+  // That of the checkpoint to go on from, loaded into model, optimizer and buffers; else step 0.
+  RunState begin_state();
   // Forward and backward over this rank's part of the global batch of `step`; gradients are left on
   // the sharded parameters. Returns this rank's sum of losses divided by the global number of valid
   // tokens: 0-dim fp64 on the device, which may still be at work.
   at::Tensor accumulate_gradients(int64_t step);
   void validate();
   void write_sample();
-  // A checkpoint that cannot be written costs a line on standard error, not the run.
-  void save();
+  // Where one is due, a checkpoint; one that cannot be written costs a line, not the run.
+  void save(bool is_last);
   // What stopped a rank, the same answer on every rank.
   std::optional<std::string> signal_of_any_rank(const StopSignal& stop_signal);
   // The same bits on every rank.
@@ -93,7 +96,6 @@ class Trainer {
   std::optional<data::ValidationLoader> validation_loader_;  // if validation is on
   std::vector<int64_t> prompt_;                              // of samples; empty if they are off
   RunState state_;
-  int64_t saved_step_ = -1;
   int64_t num_steps_trained_ = 0;  // by this process
   double timed_seconds_ = 0;       // of all of them but the first kWarmUpSteps
   // The first rank's alone:
@@ -102,6 +104,7 @@ class Trainer {
   std::optional<report::EventFile> events_;  // absent where it could not be made
   std::optional<ProgressLine> progress_;     // while training
   std::optional<std::string> stopped_by_;
+  RunSaver saver_;  // last, so that it ends first: its thread reads the run's tensors
 };
 
 }  // namespace narrowgauge::trainer

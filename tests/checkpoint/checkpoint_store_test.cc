@@ -13,7 +13,10 @@
 #include <fstream>
 #include <random>
 
+#include "checkpoint/checkpoint_saver.h"
 #include "checkpoint/durable_file.h"
+#include "checkpoint/latest_checkpoint.h"
+#include "checkpoint/sharded_checkpoint.h"
 #include "comm/self_communicator.h"
 #include "tests/support/run_ranks.h"
 
@@ -52,7 +55,7 @@ class CheckpointStore : public ::testing::Test {
   // The step of the checkpoint that resuming would take, after loading all of it; -1 where there is
   // none.
   int64_t resumed_step() {
-    const LatestCheckpoint latest = find_latest_checkpoint(store_);
+    const LatestCheckpoint latest = find_latest_checkpoint(store_, self_);
     if (!latest.folder) {
       return -1;
     }
@@ -89,7 +92,7 @@ class CheckpointStore : public ::testing::Test {
 
 TEST_F(CheckpointStore, SavesAndFindsTheLatest) {
   EXPECT_EQ(resumed_step(), -1);
-  EXPECT_THAT(find_latest_checkpoint(store_).warnings, IsEmpty());
+  EXPECT_THAT(find_latest_checkpoint(store_, self_).warnings, IsEmpty());
   save(1);
   save(2);
   EXPECT_EQ(resumed_step(), 2);
@@ -104,6 +107,14 @@ TEST_F(CheckpointStore, LatestWinsOverALargerStep) {
   save(5);
   save(3);  // a run that went back
   EXPECT_EQ(resumed_step(), 3);
+  save(2);
+  save(4);  // went on from there: 5 is of the abandoned branch
+  EXPECT_THAT(list_checkpoints(store_),
+              ElementsAre(store_ / "step-00000004", store_ / "step-00000003",
+                          store_ / "step-00000002", store_ / "step-00000005"));
+  damage(4);
+  EXPECT_EQ(resumed_step(), 3);
+  fs::remove_all(store_ / "step-00000004");
   fs::remove(store_ / "latest");
   EXPECT_EQ(resumed_step(), 5);
   for (const char* nonsense : {"", "\n", "step-9\n", "../../etc\n", "step-00000099\n"}) {
@@ -118,15 +129,15 @@ TEST_F(CheckpointStore, FallsBackFromDamageWithAWarning) {
   }
   damage(3);
   fs::remove(store_ / "step-00000002" / "manifest.json");
-  const LatestCheckpoint latest = find_latest_checkpoint(store_);
+  const LatestCheckpoint latest = find_latest_checkpoint(store_, self_);
   EXPECT_EQ(latest.folder, store_ / "step-00000001");
   ASSERT_EQ(latest.warnings.size(), 2U);
   EXPECT_THAT(latest.warnings[0], HasSubstr("step-00000003 is damaged"));
   EXPECT_THAT(latest.warnings[0], HasSubstr("tensor '"));
   EXPECT_THAT(latest.warnings[1], HasSubstr("manifest.json"));
   damage(1);
-  EXPECT_EQ(find_latest_checkpoint(store_).folder, std::nullopt);
-  EXPECT_EQ(find_latest_checkpoint(store_).warnings.size(), 3U);
+  EXPECT_EQ(find_latest_checkpoint(store_, self_).folder, std::nullopt);
+  EXPECT_EQ(find_latest_checkpoint(store_, self_).warnings.size(), 3U);
 }
 
 TEST_F(CheckpointStore, AllRanksGetTheAnswerOfTheFirst) {
@@ -157,15 +168,53 @@ TEST_F(CheckpointStore, PruningKeepsTheNewestTheLatestAndTheLastGoodOne) {
   EXPECT_THAT(prune_checkpoints(store_, 3), ElementsAre(store_ / "step-00000001"));
   fs::remove(store_ / "step-00000004" / "rank-00000.safetensors");
   EXPECT_THAT(prune_checkpoints(store_, 1), IsEmpty());  // would leave only the broken one
-  save(2);                                               // a run that went back: latest is 2
   save(3);
-  save(2);
-  EXPECT_THAT(prune_checkpoints(store_, 1), ElementsAre(store_ / "step-00000003"));
+  save(2);  // a run that went back: latest is 2
+  EXPECT_THAT(prunable_checkpoints(store_, 1),
+              ElementsAre(store_ / "step-00000004", store_ / "step-00000003"));
+  EXPECT_THAT(prune_checkpoints(store_, 2), ElementsAre(store_ / "step-00000003"));
   EXPECT_EQ(resumed_step(), 2);
   EXPECT_THAT(prune_checkpoints(root_ / "absent", 1), IsEmpty());
 }
 
-TEST_F(CheckpointStore, FiftyKillsNeverLoseACheckpoint) {
+TEST_F(CheckpointStore, AReplacementThatWasCutShortIsPutBack) {
+  save(1);
+  save(2);
+  fs::rename(store_ / "step-00000002", store_ / "step-00000002.old");
+  fs::create_directories(store_ / "step-00000002.tmp");
+  fs::create_directories(store_ / "step-00000001.old");
+  remove_leftovers(store_);
+  EXPECT_THAT(entries(), ElementsAre("latest", "step-00000001", "step-00000002"));
+  EXPECT_EQ(resumed_step(), 2);
+}
+
+// Kills a process that saves all the time, 50 times; no checkpoint is ever lost.
+class KilledSaves : public CheckpointStore, public ::testing::WithParamInterface<bool> {
+ protected:
+  // Never returns. Two ranks, the tensors changed as soon as start() allows where `is_async`.
+  void save_forever(int64_t first_step, bool is_async) {
+    testing::run_ranks(2, [&](comm::Communicator& communicator) {
+      CheckpointSaver saver(store_, 2, communicator);
+      const auto staging =
+          is_async ? CheckpointSaver::Staging::kCopy : CheckpointSaver::Staging::kInPlace;
+      for (int64_t step = first_step;; ++step) {
+        const auto chunks = chunks_of(step, communicator.rank(), 2);
+        saver.start(step, chunks, "{}", staging);
+        if (is_async) {
+          chunks[0].local.fill_(-1);
+          chunks[1].local.fill_(-1);
+          for (int training = 0; training < 3; ++training) {
+            saver.poll();
+            ::usleep(500);
+          }
+        }
+        saver.wait();
+      }
+    });
+  }
+};
+
+TEST_P(KilledSaves, FiftyKillsNeverLoseACheckpoint) {
   std::mt19937 random(42);
   double longest_us = 10'000;  // follows the disk, so that about half of the kills see a whole save
   int64_t newest = -1;
@@ -174,10 +223,7 @@ TEST_F(CheckpointStore, FiftyKillsNeverLoseACheckpoint) {
     const pid_t child = ::fork();
     if (child == 0) {
       try {
-        for (int64_t step = newest + 1;; ++step) {
-          save(step);
-          prune_checkpoints(store_, 2);
-        }
+        save_forever(newest + 1, GetParam());
       } catch (...) {
         ::_exit(1);
       }
@@ -189,7 +235,7 @@ TEST_F(CheckpointStore, FiftyKillsNeverLoseACheckpoint) {
     ::waitpid(child, &status, 0);
     EXPECT_TRUE(WIFSIGNALED(status)) << "the saving process failed by itself";
     const int64_t resumed = resumed_step();
-    EXPECT_THAT(find_latest_checkpoint(store_).warnings, IsEmpty());
+    EXPECT_THAT(find_latest_checkpoint(store_, self_).warnings, IsEmpty());
     EXPECT_GE(resumed, newest);
     num_advanced += resumed > newest;
     longest_us *= resumed > newest ? 0.7 : 1.4;
@@ -198,10 +244,13 @@ TEST_F(CheckpointStore, FiftyKillsNeverLoseACheckpoint) {
   EXPECT_GT(num_advanced, 5) << "the kills came before anything was saved";
   save(newest + 1);
   EXPECT_EQ(resumed_step(), newest + 1);
+  remove_leftovers(store_);
   for (const std::string& name : entries()) {
     EXPECT_THAT(name, ::testing::Not(::testing::EndsWith(".tmp")));
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(InPlaceAndBeside, KilledSaves, ::testing::Bool());
 
 // In a child, since a file-size limit holds for the whole process. Both ranks' files exceed it at
 // 1,024 columns; with an enormous state only the manifest does.

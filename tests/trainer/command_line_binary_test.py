@@ -13,7 +13,8 @@ import time
 import unittest
 
 BINARY = pathlib.Path(sys.argv.pop(1)).resolve()
-COMMANDS = ["train", "validate", "plan", "report", "generate", "eval", "export", "import", "tokenizer train", "tokenizer encode",
+COMMANDS = ["train", "validate", "plan", "report", "generate", "eval", "export", "import",
+            "checkpoint list", "checkpoint verify", "checkpoint diff", "checkpoint export", "checkpoint prune", "tokenizer train", "tokenizer encode",
             "tokenizer decode", "data prepare", "data inspect"]
 MINIMAL = """\
 job: {run_dir: x}
@@ -59,7 +60,7 @@ class FrontBinary(unittest.TestCase):
             self.assertIn("usage: narrowgauge " + command, result.stdout)
             self.assertEqual(result.stdout, run("help", *words).stdout)
             self.assertEqual(result.stdout, run(*words, "-h").stdout)
-        for group in ("tokenizer", "data"):
+        for group in ("checkpoint", "tokenizer", "data"):
             result = run(group, "--help")
             self.assertEqual(result.returncode, 0, result.stderr)
             for command in COMMANDS:

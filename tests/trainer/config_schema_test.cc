@@ -102,6 +102,8 @@ checkpoint.enable
 checkpoint.interval
 checkpoint.keep_latest_k
 checkpoint.load_step
+checkpoint.async_mode
+checkpoint.allow_changes
 validation.interval
 validation.max_batches
 validation.local_batch_size

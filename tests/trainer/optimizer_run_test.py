@@ -115,6 +115,10 @@ class OptimizerRun(unittest.TestCase):
     def test_checkpoint_of_another_optimizer_is_refused(self):
         self.train("other", "training.steps=2")
         ended = self.start("other", ["training.steps=4", "optimizer.name=AdamW8bit"])
+        self.assertEqual(ended.returncode, 2)
+        self.assertIn("holds another run (optimizer.name: AdamW -> AdamW8bit)", ended.stderr)
+        ended = self.start("other", ["training.steps=4", "optimizer.name=AdamW8bit",
+                                     "checkpoint.allow_changes=[optimizer.name]"])
         self.assertNotEqual(ended.returncode, 0)
         self.assertIn("it is of another model or optimizer", ended.stderr)
 

@@ -11,6 +11,8 @@
 #include <memory>
 #include <mutex>
 
+#include "checkpoint/checkpoint_saver.h"
+#include "comm/device_mesh.h"
 #include "optim/low_bit_adam.h"
 #include "optim/muon.h"
 #include "tests/data/temporary_directory.h"
@@ -24,6 +26,7 @@ namespace {
 
 using narrowgauge::testing::expect_bitwise_equal;
 using narrowgauge::testing::run_ranks;
+using narrowgauge::testing::run_ranks_shared;
 using Tensors = std::map<std::string, at::Tensor>;
 using MakeOptimizer = std::function<std::unique_ptr<optim::Optimizer>(
     std::vector<optim::ParameterGroup>, comm::Communicator&)>;
@@ -100,33 +103,60 @@ void expect_equal(const Tensors& actual, const Tensors& expected) {
   }
 }
 
-void round_trips_at_every_pair_of_world_sizes(const MakeOptimizer& make) {
+// Replicas x shards.
+struct Layout {
+  int replicas;
+  int shards;
+  int world_size() const { return replicas * shards; }
+};
+constexpr Layout kLayouts[] = {{1, 1}, {1, 2}, {1, 3}, {1, 4}, {1, 8}, {2, 2}, {4, 2}, {2, 4}};
+
+// As an amax history: on every rank, of no parameter.
+NamedBuffers history(double value) {
+  return {{"float8.amax_history", random({3, 16}, 99).mul(value)}};
+}
+
+std::string name_of(const Layout& layout) {
+  return std::to_string(layout.replicas) + " x " + std::to_string(layout.shards);
+}
+
+void round_trips_at_every_pair_of_layouts(const MakeOptimizer& make) {
   Tensors straight;
   run_ranks(1, [&](comm::Communicator& communicator) {
     const Rank rank(make, communicator);
     rank.steps(1, 5);
     rank.add_to(straight);
   });
-  for (const int before : {1, 2, 3, 4}) {
+  for (const Layout& before : kLayouts) {
     const data::TemporaryDirectory directory;
     const std::filesystem::path store = std::filesystem::path(directory.path()) / "checkpoints";
     Tensors saved;
     std::mutex mutex;
-    run_ranks(before, [&](comm::Communicator& communicator) {
-      const Rank rank(make, communicator);
+    run_ranks_shared(before.world_size(), [&](std::shared_ptr<comm::Communicator> world) {
+      comm::DeviceMesh mesh(world, before.replicas, before.shards);
+      const Rank rank(make, mesh.shard_axis());
       rank.steps(1, 3);
-      save_run(store, {3, 30, 1, 1}, rank.parameters, *rank.optimizer, {}, 0, communicator);
+      const RunSnapshot snapshot =
+          snapshot_run({3, 30, 1, 1}, TrainConfig{}, rank.parameters, *rank.optimizer, history(2));
+      checkpoint::save_checkpoint(store, snapshot.step, snapshot.chunks, snapshot.state_json,
+                                  *world);
       const std::lock_guard<std::mutex> lock(mutex);
       rank.add_to(saved);
     });
-    for (const int after : {1, 2, 3, 4, 8}) {
-      SCOPED_TRACE(std::to_string(before) + " ranks, then " + std::to_string(after));
+    for (const Layout& after : kLayouts) {
+      SCOPED_TRACE(name_of(before) + " ranks, then " + name_of(after));
       Tensors loaded;
       Tensors ended;
-      run_ranks(after, [&](comm::Communicator& communicator) {
-        const Rank rank(make, communicator);
-        const RunState state = load_run(*find_checkpoint(store, -1, communicator), {0, 0, 1, 1},
-                                        rank.parameters, *rank.optimizer, {});
+      run_ranks_shared(after.world_size(), [&](std::shared_ptr<comm::Communicator> world) {
+        comm::DeviceMesh mesh(world, after.replicas, after.shards);
+        const Rank rank(make, mesh.shard_axis());
+        std::vector<std::string> notes;
+        const NamedBuffers buffers = history(0);
+        const RunState state =
+            load_run(*find_checkpoint(store, -1, *world), {0, 0, 1, 1}, TrainConfig{},
+                     rank.parameters, *rank.optimizer, buffers, notes);
+        expect_bitwise_equal(buffers[0].second, history(2)[0].second);
+        EXPECT_EQ(notes, std::vector<std::string>());
         EXPECT_EQ(state.step, 3);
         EXPECT_EQ(rank.optimizer->step_count(), 3);
         {
@@ -152,28 +182,65 @@ MakeOptimizer low_bit(optim::StateFormat format) {
 }
 
 TEST(RunCheckpoint, Fp32States) {
-  round_trips_at_every_pair_of_world_sizes(low_bit(optim::StateFormat::kFloat32));
+  round_trips_at_every_pair_of_layouts(low_bit(optim::StateFormat::kFloat32));
 }
 
 TEST(RunCheckpoint, EightBitStates) {
-  round_trips_at_every_pair_of_world_sizes(low_bit(optim::StateFormat::k8bit));
+  round_trips_at_every_pair_of_layouts(low_bit(optim::StateFormat::k8bit));
 }
 
 TEST(RunCheckpoint, FourBitStates) {
-  round_trips_at_every_pair_of_world_sizes(low_bit(optim::StateFormat::k4bit));
+  round_trips_at_every_pair_of_layouts(low_bit(optim::StateFormat::k4bit));
 }
 
 TEST(RunCheckpoint, Fp8States) {
-  round_trips_at_every_pair_of_world_sizes(low_bit(optim::StateFormat::kFp8));
+  round_trips_at_every_pair_of_layouts(low_bit(optim::StateFormat::kFp8));
 }
 
 TEST(RunCheckpoint, Bfloat16States) {
-  round_trips_at_every_pair_of_world_sizes(low_bit(optim::StateFormat::kBFloat16));
+  round_trips_at_every_pair_of_layouts(low_bit(optim::StateFormat::kBFloat16));
+}
+
+// What may not change unless it is allowed, and what is told.
+TEST(RunCheckpoint, ChangesAreToldOrRefused) {
+  const data::TemporaryDirectory directory;
+  const std::filesystem::path store = std::filesystem::path(directory.path()) / "checkpoints";
+  run_ranks(1, [&](comm::Communicator& communicator) {
+    const Rank rank(low_bit(optim::StateFormat::kFloat32), communicator);
+    const RunSnapshot snapshot =
+        snapshot_run({1, 10, 8, 500}, TrainConfig{}, rank.parameters, *rank.optimizer, {});
+    checkpoint::save_checkpoint(store, 1, snapshot.chunks, snapshot.state_json, communicator);
+    const auto load = [&](const TrainConfig& config, const RunState& expected) {
+      std::vector<std::string> notes;
+      load_run(store / "step-00000001", expected, config, rank.parameters, *rank.optimizer, {},
+               notes);
+      return notes;
+    };
+    const RunState same = {0, 0, 8, 500};
+    TrainConfig config;
+    EXPECT_EQ(load(config, same), std::vector<std::string>());
+    config.optimizer.lr = 0.5;
+    config.training.steps = 123;
+    EXPECT_EQ(load(config, same),
+              (std::vector<std::string>{"training.steps: 10000 -> 123; the learning rate follows "
+                                        "the new length from here on",
+                                        "optimizer.lr: 8.0e-04 -> 0.5"}));
+    config.training.seed = 7;
+    EXPECT_THROW(load(config, same), ConfigError);
+    config.checkpoint.allow_changes = {"training.seed"};
+    EXPECT_EQ(load(config, same).size(), 3U);
+    EXPECT_THROW(load(config, {0, 0, 16, 500}), ConfigError);
+    EXPECT_THROW(load(config, {0, 0, 8, 501}), ConfigError);
+    config.checkpoint.allow_changes = {"training.seed", "training.global_batch_size", "data.train"};
+    EXPECT_EQ(load(config, {0, 0, 16, 501}).size(), 5U);
+    config.checkpoint.allow_changes.push_back("data.trian");
+    EXPECT_THROW(load(config, same), ConfigError);
+  });
 }
 
 TEST(RunCheckpoint, Muon) {
-  round_trips_at_every_pair_of_world_sizes([](std::vector<optim::ParameterGroup> groups,
-                                              comm::Communicator& communicator) {
+  round_trips_at_every_pair_of_layouts([](std::vector<optim::ParameterGroup> groups,
+                                          comm::Communicator& communicator) {
     return std::make_unique<optim::Muon>(std::move(groups), optim::MuonOptions{}, &communicator);
   });
 }

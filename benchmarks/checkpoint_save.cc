@@ -1,0 +1,127 @@
+// How fast a checkpoint is saved beside what the disk can do, and how long a step waits for it.
+//
+//   checkpoint_save FOLDER [MEGABYTES [ROUNDS]]
+//
+// In turn, ROUNDS times: the same bytes written to one file and synced; a save that is waited for;
+// a save beside training, of which start() is what a step waits for; a copy of the bytes in memory.
+// Prints medians and ratios.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <c10/util/Exception.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint_saver.h"
+#include "comm/self_communicator.h"
+
+namespace narrowgauge {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kRowBytes = 1 << 14;
+constexpr int kTensors = 16;
+
+double seconds_of(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// One file, sequentially, in pieces of 4 MiB, and fsync: what a program does that does nothing
+// else.
+void write_plainly(const fs::path& path, const std::vector<checkpoint::ShardChunk>& chunks) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  for (const checkpoint::ShardChunk& chunk : chunks) {
+    const auto* data = static_cast<const char*>(chunk.local.const_data_ptr());
+    for (size_t done = 0; done < chunk.local.nbytes();) {
+      const ssize_t count =
+          ::write(descriptor, data + done, std::min<size_t>(chunk.local.nbytes() - done, 4 << 20));
+      TORCH_CHECK(count > 0, "cannot write ", path.string());
+      done += static_cast<size_t>(count);
+    }
+  }
+  TORCH_CHECK(::fsync(descriptor) == 0, "cannot fsync ", path.string());
+  ::close(descriptor);
+}
+
+int run(const fs::path& folder, int64_t megabytes, int rounds) {
+  const int64_t rows = megabytes * 1'000'000 / kRowBytes / kTensors;
+  std::vector<checkpoint::ShardChunk> chunks;
+  for (int i = 0; i < kTensors; ++i) {
+    const std::vector<int64_t> sizes = {rows, kRowBytes / 4};
+    chunks.push_back({"tensor" + std::to_string(i), at::full(sizes, i + 0.5), sizes, 0});
+  }
+  const double bytes = static_cast<double>(kTensors * rows * kRowBytes);
+  comm::SelfCommunicator self;
+  checkpoint::CheckpointSaver saver(folder / "store", /*keep_latest_k=*/1, self);
+  std::vector<at::Tensor> copies;
+  for (const checkpoint::ShardChunk& chunk : chunks) {
+    copies.push_back(at::empty_like(chunk.local));
+  }
+  std::vector<double> plain, waited, beside, delay, copy;
+  int64_t step = 0;
+  for (int round = 0; round < rounds; ++round) {
+    plain.push_back(seconds_of([&] { write_plainly(folder / "plain", chunks); }));
+    fs::remove(folder / "plain");
+    using Staging = checkpoint::CheckpointSaver::Staging;
+    waited.push_back(seconds_of([&] {
+      saver.start(++step, chunks, "{}", Staging::kInPlace);
+      TORCH_CHECK(saver.wait()->error.empty(), "the save failed");
+    }));
+    saver.start(++step, chunks, "{}", Staging::kCopy);
+    const auto outcome = saver.wait();
+    TORCH_CHECK(outcome->error.empty(), "the save failed: ", outcome->error);
+    beside.push_back(outcome->seconds);
+    delay.push_back(outcome->staging_seconds);
+    copy.push_back(seconds_of([&] {
+      for (size_t i = 0; i < chunks.size(); ++i) {
+        copies[i].copy_(chunks[i].local);
+      }
+    }));
+  }
+  const auto line = [&](const char* what, const std::vector<double>& seconds) {
+    std::printf("%-28s %8.3f s  %7.3f GB/s\n", what, median(seconds),
+                bytes / median(seconds) / 1e9);
+  };
+  std::printf("%.0f MB, medians of %d rounds\n", bytes / 1e6, rounds);
+  line("plain sequential write", plain);
+  line("save, waited for", waited);
+  line("save beside training", beside);
+  line("  of which the step waits", delay);
+  line("copy in memory", copy);
+  std::vector<double> share;
+  for (size_t i = 0; i < plain.size(); ++i) {
+    share.push_back(plain[i] / waited[i]);
+  }
+  std::printf("speed of a save beside the plain write of its round: %.2f\n", median(share));
+  return 0;
+}
+
+}  // namespace
+}  // namespace narrowgauge
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: checkpoint_save FOLDER [MEGABYTES [ROUNDS]]\n");
+    return 2;
+  }
+  return narrowgauge::run(argv[1], argc > 2 ? std::atoll(argv[2]) : 1000,
+                          argc > 3 ? std::atoi(argv[3]) : 5);
+}
