@@ -17,7 +17,7 @@ namespace narrowgauge::optim {
 // Equal bit for bit to torch.optim.AdamW and Adam (fused=True) on one thread of a processor with
 // FMA (torch 2.11's CPU kernel), and the same bits on any number of threads. Scaling the gradient
 // while reading it gives the bits of multiplying it in place first, as clip_grad_norm_ does.
-// Parameters on a GPU go through torch's own fused kernel.
+// On a GPU a kernel of ours gives the same bits.
 class AdamW : public Optimizer {
  public:
   // Throws if a group's lists differ in length, a name repeats, a parameter is not contiguous

@@ -87,7 +87,9 @@ Codebook Codebook::dynamic_tree(bool is_signed, int max_exponent_bits, int total
   }
   codebook.values_.assign(kTableSize, std::numeric_limits<float>::quiet_NaN());
   std::copy(values.begin(), values.end(), codebook.values_.begin());
-  codebook.make_cells();
+  // Signed: as many codes below zero as above it, and then 1.
+  const auto zero = static_cast<uint8_t>(codebook.num_codes_ / 2 - 1);
+  codebook.make_tables(is_signed ? CodeSigns{true, zero, zero, 0} : CodeSigns{});
   return codebook;
 }
 
@@ -98,7 +100,7 @@ Codebook Codebook::linear4() {
   for (size_t i = 0; i < 16; ++i) {
     codebook.values_[i] = static_cast<float>(i + 1) / 16.0F;
   }
-  codebook.make_cells();
+  codebook.make_tables({});
   return codebook;
 }
 
@@ -113,12 +115,27 @@ Codebook Codebook::e4m3() {
     codebook.values_[static_cast<size_t>(i + 128)] = -value;
   }
   codebook.largest_ = 448.0F;
-  codebook.make_cells();
+  codebook.make_tables({true, 0, 0xff, 0x7f});
   return codebook;
 }
 
 uint8_t Codebook::encode(float x) const {
   return is_float_format_ ? nearest_e4m3(x) : nearest_rank(values_, num_codes_, x);
+}
+
+void Codebook::make_tables(const CodeSigns& signs) {
+  make_cells();
+  make_planes();
+  lines_ = std::make_shared<kernels::CodeLines>(
+      make_code_lines([this](float x) { return encode(x); }, largest_, signs));
+}
+
+void Codebook::make_planes() {
+  for (uint32_t byte = 0; byte < sizeof(float); ++byte) {
+    for (const float value : values_) {
+      planes_.push_back(static_cast<uint8_t>(std::bit_cast<uint32_t>(value) >> (8 * byte)));
+    }
+  }
 }
 
 void Codebook::make_cells() {
@@ -160,7 +177,8 @@ void Codebook::make_cells() {
 }
 
 kernels::CodebookTable Codebook::table() const {
-  return {values_.data(), cells_.data(), first_cell_, last_cell_, largest_};
+  return {values_.data(), cells_.data(),  first_cell_, last_cell_,
+          largest_,       planes_.data(), lines_.get()};
 }
 
 }  // namespace narrowgauge::optim

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "optim/code_lines.h"
 #include "optim/kernels/codebook.h"
 
 namespace narrowgauge::optim {
@@ -32,13 +34,18 @@ class Codebook {
 
  private:
   Codebook() = default;
+  // The tables, from values_ and what encode returns.
+  void make_tables(const CodeSigns& signs);
   void make_cells();
+  void make_planes();
 
   std::vector<float> values_;
   int num_codes_ = 0;
   bool is_float_format_ = false;  // codes are sign and magnitude, not ranks
   float largest_ = 1.0F;
   std::vector<uint32_t> cells_;
+  std::vector<uint8_t> planes_;
+  std::shared_ptr<const kernels::CodeLines> lines_;  // shared by copies
   int32_t first_cell_ = 0;
   int32_t last_cell_ = 0;
 };

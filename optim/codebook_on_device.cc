@@ -17,6 +17,8 @@ CodebookOnDevice::CodebookOnDevice(Codebook codebook, at::Device device)
   cells_ = at::from_blob(const_cast<uint32_t*>(table_.cells), {num_cells}, at::kInt).to(device);
   table_.values = values_.const_data_ptr<float>();
   table_.cells = static_cast<const uint32_t*>(cells_.const_data_ptr());
+  table_.planes = nullptr;
+  table_.lines = nullptr;
 }
 
 }  // namespace narrowgauge::optim

@@ -3,15 +3,10 @@
 #include <algorithm>
 #include <bit>
 
+#include "optim/kernels/codebook_avx512.h"
 #include "vectorize/target_clones.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-// Table look-ups bound both directions. Decoding has AVX-512 code of its own: a table of 256 fits
-// into 16 registers and permutations read it twice as fast as loads do; gathers are slower than
-// loads (Zen 5: 0.13, 0.20 and 0.37 ns a value).
+// Table look-ups bound both directions where registers cannot be permuted (codebook_avx512.cc).
 
 namespace narrowgauge::optim::kernels {
 namespace {
@@ -66,52 +61,6 @@ NG_TARGET_CLONES void encode_packed_piece(uint8_t* __restrict codes, const float
   }
 }
 
-#if defined(__x86_64__)
-
-// The first count / 16 * 16 values; returns their number.
-__attribute__((target("avx512f"))) int64_t decode_avx512(float* __restrict out,
-                                                         const uint8_t* __restrict codes,
-                                                         int64_t count, float scale,
-                                                         const float* __restrict values) {
-  __m512 part[16];
-  for (int k = 0; k < 16; ++k) {
-    part[k] = _mm512_loadu_ps(values + 16 * k);
-  }
-  const __m512 scales = _mm512_set1_ps(scale);
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    // The form with a mask: GCC 12 warns inside the plain one.
-    const __m512i index = _mm512_maskz_cvtepu8_epi32(
-        0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i)));
-    __m512 read[8];  // bits 0 to 4 of the index choose here, the others below
-    for (int k = 0; k < 8; ++k) {
-      read[k] = _mm512_permutex2var_ps(part[2 * k], index, part[2 * k + 1]);
-    }
-    for (int bit = 5, left = 4; left > 0; ++bit, left /= 2) {
-      const __mmask16 is_upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(1 << bit));
-      for (int k = 0; k < left; ++k) {
-        read[k] = _mm512_mask_blend_ps(is_upper, read[2 * k], read[2 * k + 1]);
-      }
-    }
-    _mm512_storeu_ps(out + i, _mm512_mul_ps(read[0], scales));
-  }
-  return i;
-}
-
-#else
-
-int64_t decode_avx512(float*, const uint8_t*, int64_t, float, const float*) { return 0; }
-
-#endif
-
-bool has_avx512() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512f") != 0;
-#else
-  return false;
-#endif
-}
-
 }  // namespace
 
 float block_scale(uint32_t amax_bits, const CodebookTable& table) {
@@ -123,7 +72,7 @@ float block_scale(uint32_t amax_bits, const CodebookTable& table) {
 void decode(float* __restrict out, const uint8_t* __restrict codes, int64_t count, float scale,
             const CodebookTable& table) {
   const float* values = table.values;
-  int64_t i = has_avx512() ? decode_avx512(out, codes, count, scale, values) : 0;
+  int64_t i = has_codebook_avx512() ? decode_avx512(out, codes, count, scale, table) : 0;
   for (; i < count; ++i) {
     out[i] = values[codes[i]] * scale;
   }
@@ -132,22 +81,28 @@ void decode(float* __restrict out, const uint8_t* __restrict codes, int64_t coun
 void decode_packed(float* __restrict out, const uint8_t* __restrict codes, int64_t count,
                    float scale, const CodebookTable& table) {
   const float* values = table.values;
-  for (int64_t i = 0; i < count / 2; ++i) {
-    out[2 * i] = values[codes[i] >> 4] * scale;
-    out[2 * i + 1] = values[codes[i] & 15] * scale;
+  int64_t i = has_codebook_avx512() ? decode_packed_avx512(out, codes, count, scale, table) : 0;
+  for (; i < count; i += 2) {
+    out[i] = values[codes[i / 2] >> 4] * scale;
+    out[i + 1] = values[codes[i / 2] & 15] * scale;
   }
 }
 
 void encode(uint8_t* codes, const float* x, int64_t count, float scale,
             const CodebookTable& table) {
-  for (int64_t i = 0; i < count; i += kPiece) {
+  int64_t i =
+      has_codebook_avx512() ? encode_avx512(codes, x, count, scale, table, encode_piece) : 0;
+  for (; i < count; i += kPiece) {
     encode_piece(codes + i, x + i, std::min(kPiece, count - i), scale, table);
   }
 }
 
 void encode_packed(uint8_t* codes, const float* x, int64_t count, float scale,
                    const CodebookTable& table) {
-  for (int64_t i = 0; i < count; i += kPiece) {
+  int64_t i = has_codebook_avx512()
+                  ? encode_packed_avx512(codes, x, count, scale, table, encode_packed_piece)
+                  : 0;
+  for (; i < count; i += kPiece) {
     encode_packed_piece(codes + i / 2, x + i, std::min(kPiece, count - i), scale, table);
   }
 }
