@@ -22,9 +22,10 @@ std::vector<at::Tensor> gradients_of(const std::vector<ShardedParameter>& parame
   return gradients;
 }
 
-// The norms of all gradients that have an element, [n] fp64, in few launches; in fp32 where a
-// gradient is narrower.
-at::Tensor norms_of(const std::vector<at::Tensor>& gradients, double norm_type) {
+// `applied` and the norms of all gradients that have an element, [n] fp64, in few launches; in fp32
+// where a gradient is narrower.
+at::Tensor norms_of(const std::vector<at::Tensor>& gradients, double norm_type,
+                    const std::vector<at::Tensor>& applied) {
   std::vector<at::Tensor> present;
   std::optional<at::ScalarType> dtype;
   for (const at::Tensor& gradient : gradients) {
@@ -34,21 +35,27 @@ at::Tensor norms_of(const std::vector<at::Tensor>& gradients, double norm_type) 
       dtype = type == at::kHalf || type == at::kBFloat16 ? std::optional(at::kFloat) : dtype;
     }
   }
-  return present.empty() ? at::Tensor()
-                         : at::stack(at::_foreach_norm(present, norm_type, dtype)).to(at::kDouble);
+  std::vector<at::Tensor> norms = applied;
+  if (!present.empty()) {
+    for (const at::Tensor& norm : at::_foreach_norm(present, norm_type, dtype)) {
+      norms.push_back(norm);
+    }
+  }
+  return norms.empty() ? at::Tensor() : at::stack(norms).to(at::kDouble);
 }
 
 }  // namespace
 
 double total_grad_norm(const std::vector<ShardedParameter>& parameters,
-                       const comm::DeviceMesh& mesh, double norm_type) {
+                       const comm::DeviceMesh& mesh, double norm_type,
+                       const std::vector<at::Tensor>& applied) {
   TORCH_CHECK(norm_type > 0.0, "expected norm_type > 0, got ", norm_type);
   const c10::NoGradGuard no_grad;
   const bool largest = std::isinf(norm_type);
   // fp64, so that the sum over shards does not depend on their number in the digits that fp32
   // keeps. Where the gradients are, as the communicator can reach it there.
   const at::Device device = parameters.empty() ? at::kCPU : parameters[0].local.device();
-  const at::Tensor norms = norms_of(gradients_of(parameters), norm_type);
+  const at::Tensor norms = norms_of(gradients_of(parameters), norm_type, applied);
   const at::Tensor total =
       !norms.defined() ? at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(device))
       : largest        ? norms.amax()

@@ -9,6 +9,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -147,6 +148,11 @@ void CpuOffload::step(double lr, double gradient_scale) {
     }
   }
   copies_->make_current_wait();
+}
+
+bool CpuOffload::communicates() const {
+  return std::any_of(slots_.begin(), slots_.end(),
+                     [](const Slot& slot) { return slot.optimizer->communicates(); });
 }
 
 void CpuOffload::zero_grad() {

@@ -29,6 +29,7 @@ class CpuOffload : public Optimizer {
   // Returns when the last step on the CPU is done; the device's current stream waits for the
   // parameters.
   void step(double lr, double gradient_scale = 1.0) override;
+  bool communicates() const override;
   void zero_grad() override;
   std::vector<StateTensor> state() override;
   int64_t step_count() const override { return step_count_; }

@@ -45,6 +45,7 @@ class LowBitAdam : public Optimizer {
 
   // Collective over shard_axis if a shard boundary cuts a block.
   void step(double lr, double gradient_scale = 1.0) override;
+  bool communicates() const override { return !exchange_.is_empty(); }
   void zero_grad() override;
   // "<parameter>.exp_avg" and "<parameter>.exp_avg_sq", each followed by ".codes" and ".scale" if
   // it is quantized.

@@ -48,6 +48,7 @@ class Muon : public Optimizer {
 
   // Collective over shard_axis. Ranks may lack the gradient of a matrix of which they have no row.
   void step(double lr, double gradient_scale = 1.0) override;
+  bool communicates() const override { return shard_axis_ != nullptr && shard_axis_->size() > 1; }
   void zero_grad() override;
   // "<parameter>.momentum_buffer"
   std::vector<StateTensor> state() override;

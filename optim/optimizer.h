@@ -44,6 +44,15 @@ class Optimizer {
   // gradient is left alone. May be collective over the ranks that share the parameters.
   virtual void step(double lr, double gradient_scale = 1.0) = 0;
 
+  // Whether step is collective.
+  virtual bool communicates() const { return false; }
+
+  // The last backward before step(lr) begins. Some optimizers apply gradients in it as they become
+  // complete (StepInBackward); the norms of those, 0-dim, are all that is left of them until the
+  // next call.
+  virtual void begin_last_backward(double /*lr*/) {}
+  virtual std::vector<at::Tensor> applied_gradient_norms() { return {}; }
+
   // Drops the gradients (set to undefined, as torch does by default).
   virtual void zero_grad() = 0;
 

@@ -1,5 +1,6 @@
 #include "optim/optimizer_list.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace narrowgauge::optim {
@@ -12,6 +13,11 @@ void OptimizerList::step(double lr, double gradient_scale) {
   for (const auto& optimizer : optimizers_) {
     optimizer->step(lr, gradient_scale);
   }
+}
+
+bool OptimizerList::communicates() const {
+  return std::any_of(optimizers_.begin(), optimizers_.end(),
+                     [](const auto& optimizer) { return optimizer->communicates(); });
 }
 
 void OptimizerList::zero_grad() {

@@ -13,6 +13,7 @@ class OptimizerList : public Optimizer {
   explicit OptimizerList(std::vector<std::unique_ptr<Optimizer>> optimizers);
 
   void step(double lr, double gradient_scale = 1.0) override;
+  bool communicates() const override;
   void zero_grad() override;
   std::vector<StateTensor> state() override;
   int64_t step_count() const override { return step_count_; }

@@ -3,12 +3,14 @@
 #include <optional>
 #include <utility>
 
+#include "fsdp/fsdp_module.h"
 #include "optim/adamw.h"
 #include "optim/cpu_offload.h"
 #include "optim/low_bit_adam.h"
 #include "optim/muon.h"
 #include "optim/optimizer_list.h"
 #include "optim/parameter_groups.h"
+#include "optim/step_in_backward.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -53,11 +55,25 @@ std::unique_ptr<optim::Optimizer> make_muon(const TrainConfig& config, Groups gr
   return std::make_unique<optim::OptimizerList>(std::move(optimizers));
 }
 
+std::unique_ptr<optim::Optimizer> step_in_backward(const TrainConfig& config, nn::Layer& model,
+                                                   Groups groups, comm::Communicator* shard_axis) {
+  auto optimizer = std::make_unique<optim::StepInBackward>(std::move(groups), [&](Groups some) {
+    return make_adam(config, std::move(some), shard_axis);
+  });
+  for (size_t i = 0; i < optimizer->names().size(); ++i) {
+    // The model's backward runs only while the run has its optimizer.
+    fsdp::set_post_accumulate_grad_hook(
+        model, optimizer->names()[i],
+        [raw = optimizer.get(), i](at::Tensor&) { raw->gradient_ready(i); });
+  }
+  return optimizer;
+}
+
 }  // namespace
 
 std::unique_ptr<optim::Optimizer> build_optimizer(
-    const TrainConfig& config, const std::vector<fsdp::ShardedParameter>& parameters,
-    const comm::DeviceMesh& mesh) {
+    const TrainConfig& config, nn::Layer& model,
+    const std::vector<fsdp::ShardedParameter>& parameters, const comm::DeviceMesh& mesh) {
   const OptimizerConfig& section = config.optimizer;
   optim::GroupingOptions grouping = {section.weight_decay, section.decay_norms_and_embeddings, {}};
   std::vector<optim::GroupedParameter> named;
@@ -89,6 +105,9 @@ std::unique_ptr<optim::Optimizer> build_optimizer(
     return std::make_unique<optim::CpuOffload>(std::move(groups), [&](optim::ParameterGroup group) {
       return make_adam(config, {std::move(group)}, shard_axis, device);
     });
+  }
+  if (section.early_step_in_backward) {
+    return step_in_backward(config, model, std::move(groups), shard_axis);
   }
   return make_adam(config, std::move(groups), shard_axis);
 }

@@ -58,6 +58,10 @@ struct TrainingConfig {
   std::string device = "auto";
   int64_t num_threads = 0;
   bool enable_cpu_offload = false;
+  int64_t max_skipped_steps = 5;
+  double sigma_factor = 0.0;
+  int64_t rolling_interval_length = 128;
+  int64_t check_weight_hash_interval = 1000;
 };
 
 struct OptimizerConfig {
@@ -72,6 +76,7 @@ struct OptimizerConfig {
   std::string state_dtype = "float32";
   bool bf16_stochastic_round = false;
   bool cpu_offload = false;
+  bool early_step_in_backward = false;
   double momentum = 0.95;
 };
 

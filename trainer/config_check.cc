@@ -153,6 +153,29 @@ Problem find_training_problem(const TrainConfig& config) {
   return std::nullopt;
 }
 
+// What cannot be had once gradients are gone before the last of them is known.
+Problem find_early_step_problem(const TrainConfig& config) {
+  const auto problem = [](const std::string& what) -> Problem {
+    return {{"optimizer.early_step_in_backward", "expected false with " + what + ", got true"}};
+  };
+  if (config.training.max_norm > 0) {
+    return {{"training.max_norm",
+             "expected 0 with optimizer.early_step_in_backward, since the norm of all gradients is "
+             "known only after they have been applied, got " +
+                 format_number(config.training.max_norm)}};
+  }
+  if (config.training.sigma_factor > 0) {
+    return problem("training.sigma_factor, which judges a step before it is applied");
+  }
+  if (config.optimizer.name == "Muon") {
+    return problem("optimizer.name Muon, whose ranks compute each other's updates");
+  }
+  if (config.optimizer.cpu_offload) {
+    return problem("optimizer.cpu_offload, which reads all gradients after backward");
+  }
+  return std::nullopt;
+}
+
 Problem find_optimizer_problem(const TrainConfig& config) {
   const OptimizerConfig& optimizer = config.optimizer;
   const bool is_bf16 = config.training.dtype == "bfloat16";
@@ -177,7 +200,7 @@ Problem find_optimizer_problem(const TrainConfig& config) {
   if (optimizer.name == "Muon" && optimizer.cpu_offload) {
     return {{"optimizer.cpu_offload", "expected false with optimizer.name Muon, got true"}};
   }
-  return std::nullopt;
+  return optimizer.early_step_in_backward ? find_early_step_problem(config) : std::nullopt;
 }
 
 // What can be told without the library; float8_linear_config judges the rest.

@@ -200,6 +200,22 @@ std::vector<ConfigKey> training_keys() {
       {"training", "enable_cpu_offload", BooleanKey{field<&C::training, &T::enable_cpu_offload>},
        "", "parameters, gradients and optimizer stay in the CPU's memory; a GPU gets what it needs",
        "cpu_offload offload_params"},
+      {"training", "max_skipped_steps",
+       IntegerKey{field<&C::training, &T::max_skipped_steps>, 0, kMaxSteps}, "steps",
+       "steps in a row whose loss or gradient is not finite and which are not applied; one more "
+       "ends the run",
+       "max_nan_steps check_for_nan_in_loss_and_grad"},
+      {"training", "sigma_factor", NumberKey{.field = field<&C::training, &T::sigma_factor>}, "",
+       "a loss so many standard deviations above the mean of the last ones takes the run back to "
+       "its last checkpoint, and on from there behind the batches since; 0: it does not",
+       "skip_update_lossz loss_spike_zscore"},
+      {"training", "rolling_interval_length",
+       IntegerKey{field<&C::training, &T::rolling_interval_length>, 4, 1 << 20}, "steps",
+       "losses that sigma_factor looks back on, at least half of them", "loss_spike_window"},
+      {"training", "check_weight_hash_interval",
+       IntegerKey{field<&C::training, &T::check_weight_hash_interval>, 0, kMaxSteps}, "steps",
+       "between comparisons of what several ranks ought to hold alike, by hash; 0: never",
+       "check_weight_hash_across_dp_replicas_interval"},
   };
 }
 
@@ -241,6 +257,10 @@ std::vector<ConfigKey> optimizer_keys() {
        "parameters of training.dtype bfloat16 are rounded at random, right on average", ""},
       {"optimizer", "cpu_offload", BooleanKey{field<&C::optimizer, &O::cpu_offload>}, "",
        "the optimizer's state and its step stay on the CPU when training on a GPU", ""},
+      {"optimizer", "early_step_in_backward",
+       BooleanKey{field<&C::optimizer, &O::early_step_in_backward>}, "",
+       "apply each gradient in backward and drop it; excludes clipping (training.max_norm 0)",
+       "optimizer_in_bwd optimizer_in_backward in_backward"},
       {"optimizer", "momentum",
        NumberKey{.field = field<&C::optimizer, &O::momentum>, .max = 1.0, .max_excluded = true}, "",
        "of Muon", "muon_momentum"},

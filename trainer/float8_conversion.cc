@@ -34,6 +34,8 @@ class Float8Action final : public StepAction {
     return is_sampled(step) ? report(step) : StepReport();
   }
 
+  void after_skipped_step(int64_t /*step*/) override { training_.refresh(); }
+
   NamedBuffers named_buffers() override {
     NamedBuffers buffers;
     for (const auto& [name, tensor] : training_.named_buffers()) {

@@ -15,11 +15,24 @@ std::string step_line(const StepMetrics& metrics) {
                                  {"step_seconds", metrics.step_seconds},
                                  {"peak_memory_bytes", metrics.peak_memory_bytes},
                                  {"tokens_seen", metrics.tokens_seen}};
+  if (metrics.skipped_steps > 0) {
+    line["skipped_steps"] = metrics.skipped_steps;
+  }
   if (metrics.communication_seconds) {
     line["communication_seconds"] = *metrics.communication_seconds;
     line["exposed_communication_seconds"] = *metrics.exposed_communication_seconds;
   }
   return line.dump();
+}
+
+std::string rollback_line(int64_t step, int64_t from_step, double loss, double z_score,
+                          int64_t skipped_batches) {
+  return nlohmann::ordered_json{{"step", step},
+                                {"rollback_from", from_step},
+                                {"spike_loss", loss},
+                                {"z_score", z_score},
+                                {"skipped_batches", skipped_batches}}
+      .dump();
 }
 
 std::string validation_line(int64_t step, double loss, int64_t tokens, double seconds) {

@@ -29,6 +29,8 @@ class StepAction {
   virtual void before_step(int64_t /*step*/) {}
   // The optimizer has applied `step`.
   virtual StepReport after_step(int64_t /*step*/) { return {}; }
+  // In its place: nothing of `step` was applied, what forward and backward noted is to be dropped.
+  virtual void after_skipped_step(int64_t /*step*/) {}
 
   // The last step is done: what is saved and exported next is the run's result.
   virtual void after_training() {}

@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <functional>
 #include <limits>
+#include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -97,16 +99,48 @@ void describe_start(const TrainConfig& config, const RunDirectory& run, const st
                device.str().c_str(), counted(config.training.num_threads, "thread").c_str());
 }
 
+// Trains to the end or a stop. At a loss spike the run begins anew where its last checkpoint left
+// it, behind the batches that led to the spike, as often as it gets on from there.
+std::unique_ptr<Trainer> train_past_spikes(const TrainConfig& config, const RunDirectory& run,
+                                           const TrainingData& data,
+                                           const std::shared_ptr<comm::Communicator>& world,
+                                           at::Device device, const StopSignal& stop_signal,
+                                           const std::function<void()>& under_way) {
+  constexpr int kMaxFromOneStep = 3;
+  auto trainer = std::make_unique<Trainer>(config, run, data, world, device);
+  if (world->rank() == 0) {
+    run.write_config(config);
+  }
+  int64_t from_step = -1;
+  for (int times = 0;;) {
+    const int64_t first_step = trainer->step();
+    times = first_step == from_step ? times + 1 : 0;
+    from_step = first_step;
+    trainer->train(stop_signal, under_way);
+    const std::optional<LossSpike> spike = trainer->spike();
+    if (!spike) {
+      return trainer;
+    }
+    if (times == kMaxFromOneStep) {
+      throw std::runtime_error(
+          "step " + std::to_string(spike->step) + ": loss is " + std::to_string(spike->loss) +
+          ", the " + std::to_string(kMaxFromOneStep + 1) + ". spike on the way from step " +
+          std::to_string(from_step) +
+          "; lower optimizer.lr, raise training.sigma_factor or begin earlier with "
+          "checkpoint.load_step");
+    }
+    trainer.reset();  // before the next one takes its memory
+    trainer = std::make_unique<Trainer>(config, run, data, world, device, spike);
+  }
+}
+
 // The run itself, once its data and device are known. Returns the exit code.
-int train_and_export(const TrainConfig& config, const RunDirectory& run, TrainingData data,
+int train_and_export(const TrainConfig& config, const RunDirectory& run, const TrainingData& data,
                      const std::shared_ptr<comm::Communicator>& world, at::Device device,
                      const StopSignal& stop_signal, const std::function<void()>& under_way) {
   const bool is_first_rank = world->rank() == 0;
-  Trainer trainer(config, run, std::move(data), world, device);
-  if (is_first_rank) {
-    run.write_config(config);
-  }
-  trainer.train(stop_signal, under_way);
+  const auto finished = train_past_spikes(config, run, data, world, device, stop_signal, under_way);
+  Trainer& trainer = *finished;
   const auto end = [&] {
     if (is_first_rank) {
       end_run(config, plan_ranks(config, world->size()), run,
@@ -156,7 +190,7 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
   const at::Device device = select_rank_device(
       config.training.device, {session.local_rank(), session.local_size()}, *world);
   fill_model_shape(config.model, run);
-  TrainingData data = open_training_data(config, run, *world);
+  const TrainingData data = open_training_data(config, run, *world);
   check(config);
   const std::string ranks = describe_ranks(*world, session);
   if (world->rank() == 0) {
@@ -170,7 +204,7 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
     session.set_timeout(std::chrono::seconds(config.comm.train_timeout_seconds));
   };
   try {
-    return train_and_export(config, run, std::move(data),
+    return train_and_export(config, run, data,
                             device.is_cpu() ? world : session.world(device), device, stop_signal,
                             under_way);
   } catch (const std::exception& error) {

@@ -3,11 +3,11 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -116,7 +116,8 @@ std::vector<int64_t> make_prompt(const TrainConfig& config, const data::Tokenize
 }  // namespace
 
 Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingData data,
-                 std::shared_ptr<comm::Communicator> world, at::Device device)
+                 std::shared_ptr<comm::Communicator> world, at::Device device,
+                 const std::optional<LossSpike>& after)
     : config_(config),
       run_(run),
       data_(std::move(data)),
@@ -129,13 +130,15 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       model_(built_.model),
       communication_(run_collectives_beside(*model_, *world, device)),
       parameters_(fsdp::sharded_parameters(*model_)),
-      optimizer_(build_optimizer(config, parameters_, mesh_)),
+      optimizer_(build_optimizer(config, *model_, parameters_, mesh_)),
       scheduler_(build_lr_scheduler(config)),
       loader_(data_.split.train, {config.training.seq_len, plan_.global_batch_size,
                                   static_cast<uint64_t>(config.training.seed)}),
       validation_loader_(
           make_validation_loader(config, data_.split.validation, plan_.global_batch_size)),
       prompt_(make_prompt(config, data_.tokenizer.get())),
+      guard_(config),
+      replica_check_(mesh_, config.training.check_weight_hash_interval),
       state_(begin_state()),
       saver_(config.checkpoint, run.checkpoints(), mesh_.world(), checkpoint_ ? state_.step : -1,
              [this] {
@@ -148,6 +151,21 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
     metrics_log_.emplace(run.metrics_file(), state_.step);
     samples_log_.emplace(run.samples_file(), state_.step);
     open_events(events_, run, state_.step);
+  }
+  if (after) {
+    go_back_from(*after);
+  }
+}
+
+void Trainer::go_back_from(const LossSpike& spike) {
+  guard_.go_on_with_batch(spike.next_batch, state_.step);
+  if (is_first_rank()) {
+    metrics_log_->append(rollback_line(state_.step, spike.step, spike.loss, spike.z_score,
+                                       guard_.skipped_batches()));
+    std::fprintf(stderr,
+                 "step %ld  loss %.4f, %.1f standard deviations above the last ones: back to step "
+                 "%ld, and on behind the batches since; %ld skipped so far\n",
+                 spike.step, spike.loss, spike.z_score, state_.step, guard_.skipped_batches());
   }
 }
 
@@ -176,15 +194,15 @@ void Trainer::train(const StopSignal& stop_signal, const std::function<void()>& 
   while (state_.step < last_step && !stopped_by_) {
     const StepMetrics metrics = train_step(state_.step + 1);
     under_way();
+    if (spike()) {
+      break;
+    }
     state_.step = metrics.step;
     state_.tokens_seen = metrics.tokens_seen;
     timed_seconds_ += num_steps_trained_++ < kWarmUpSteps ? 0 : metrics.step_seconds;
-    if (is_first_rank()) {
-      metrics_log_->append(step_line(metrics));
-      if (events_) {
-        events_->add_scalars(metrics.step, step_scalars(metrics));
-      }
-      progress_->update(metrics);
+    record(metrics);
+    if (replica_check_.is_due(state_.step)) {
+      check_replicas();
     }
     if (state_.step == last_step) {
       for (const auto& action : built_.actions) {
@@ -203,6 +221,25 @@ void Trainer::train(const StopSignal& stop_signal, const std::function<void()>& 
   progress_.reset();
 }
 
+void Trainer::record(const StepMetrics& metrics) {
+  if (!is_first_rank()) {
+    return;
+  }
+  metrics_log_->append(step_line(metrics));
+  if (events_) {
+    events_->add_scalars(metrics.step, step_scalars(metrics));
+  }
+  progress_->update(metrics);
+  if (metrics.is_skipped) {
+    char text[160];
+    std::snprintf(text, sizeof text,
+                  "step %ld  loss %g, gradient norm %g: not applied (%ld in a row, %ld in all)",
+                  metrics.step, metrics.loss, metrics.grad_norm, guard_.skipped_in_a_row(),
+                  guard_.skipped_steps());
+    progress_->message(text);
+  }
+}
+
 double Trainer::mean_step_seconds() const {
   const int64_t count = num_steps_trained_ - kWarmUpSteps;
   return count > 0 ? timed_seconds_ / static_cast<double>(count) : 0;
@@ -214,25 +251,24 @@ StepMetrics Trainer::train_step(int64_t step) {
   for (const auto& action : built_.actions) {
     action->before_step(step);
   }
-  const at::Tensor local_loss = accumulate_gradients(step);
-  // The one wait for a GPU in a step; the loss is there by then.
-  const double grad_norm = fsdp::total_grad_norm(parameters_, mesh_);
-  const double loss = sum_over_ranks(local_loss.item<double>());
-  if (!std::isfinite(loss) || !std::isfinite(grad_norm)) {
-    throw std::runtime_error(
-        "step " + std::to_string(step) + ": loss is " + std::to_string(loss) +
-        " and the gradient norm is " + std::to_string(grad_norm) +
-        "; nothing of this step was applied. Lower optimizer.lr or go back with "
-        "checkpoint.load_step");
-  }
   const double lr = config_.optimizer.lr * scheduler_.factor(step - 1);
-  const double max_norm = config_.training.max_norm;
-  optimizer_->step(lr, max_norm > 0 ? fsdp::clip_coefficient(grad_norm, max_norm) : 1.0);
+  const at::Tensor local_loss = accumulate_gradients(step, lr);
+  // The one wait for a GPU in a step; the loss is there by then.
+  const double grad_norm =
+      fsdp::total_grad_norm(parameters_, mesh_, 2.0, optimizer_->applied_gradient_norms());
+  const double loss = sum_over_ranks(local_loss.item<double>());
+  const StepGuard::Verdict verdict = guard_.judge(step, loss, grad_norm);
+  if (verdict == StepGuard::Verdict::kApply) {
+    const double max_norm = config_.training.max_norm;
+    optimizer_->step(lr, max_norm > 0 ? fsdp::clip_coefficient(grad_norm, max_norm) : 1.0);
+  }
   optimizer_->zero_grad();
-  run_actions_after(step);
+  run_actions_after(step, verdict);
 
   StepMetrics metrics;
   metrics.step = step;
+  metrics.is_skipped = verdict != StepGuard::Verdict::kApply;
+  metrics.skipped_steps = guard_.skipped_steps();
   metrics.loss = loss;
   metrics.grad_norm = grad_norm;
   metrics.lr = lr;
@@ -249,8 +285,12 @@ StepMetrics Trainer::train_step(int64_t step) {
   return metrics;
 }
 
-void Trainer::run_actions_after(int64_t step) {
+void Trainer::run_actions_after(int64_t step, StepGuard::Verdict verdict) {
   for (const auto& action : built_.actions) {
+    if (verdict != StepGuard::Verdict::kApply) {
+      action->after_skipped_step(step);
+      continue;
+    }
     const StepReport report = action->after_step(step);
     if (!is_first_rank()) {
       continue;
@@ -265,7 +305,7 @@ void Trainer::run_actions_after(int64_t step) {
 }
 
 NamedBuffers Trainer::named_buffers() {
-  NamedBuffers all;
+  NamedBuffers all = guard_.named_buffers();
   for (const auto& action : built_.actions) {
     const NamedBuffers buffers = action->named_buffers();
     all.insert(all.end(), buffers.begin(), buffers.end());
@@ -273,7 +313,27 @@ NamedBuffers Trainer::named_buffers() {
   return all;
 }
 
-at::Tensor Trainer::accumulate_gradients(int64_t step) {
+void Trainer::check_replicas() {
+  NamedBuffers of_shard;
+  for (const fsdp::ShardedParameter& parameter : parameters_) {
+    of_shard.emplace_back("model." + parameter.fqn, parameter.local);
+  }
+  for (const optim::StateTensor& state : optimizer_->state()) {
+    of_shard.emplace_back("optimizer." + state.name, state.local);
+  }
+  NamedBuffers of_run = named_buffers();
+  of_run.emplace_back(
+      "the run's step, tokens and schedule",
+      at::tensor(
+          {static_cast<double>(state_.step), static_cast<double>(state_.tokens_seen),
+           static_cast<double>(state_.global_batch_size), static_cast<double>(state_.train_tokens),
+           static_cast<double>(config_.training.seed),
+           static_cast<double>(optimizer_->step_count()), scheduler_.factor(state_.step)},
+          at::kDouble));
+  replica_check_.check(state_.step, of_shard, of_run);
+}
+
+at::Tensor Trainer::accumulate_gradients(int64_t step, double lr) {
   const int64_t batch_size = config_.training.local_batch_size;
   const int64_t num_micro_batches = plan_.accumulation_steps;
   const int64_t first_sample = mesh_.world().rank() * num_micro_batches * batch_size;
@@ -281,8 +341,9 @@ at::Tensor Trainer::accumulate_gradients(int64_t step) {
   // the same whatever rank and micro-batch it is in.
   std::vector<data::Batch> batches;
   int64_t num_valid = 0;
+  const int64_t index = step - 1 + guard_.skipped_batches();
   for (int64_t i = 0; i < num_micro_batches; ++i) {
-    batches.push_back(loader_.batch(step - 1, first_sample + i * batch_size, batch_size));
+    batches.push_back(loader_.batch(index, first_sample + i * batch_size, batch_size));
     num_valid += batches.back().num_valid_tokens;
   }
   const double global_valid = sum_over_ranks(static_cast<double>(num_valid));
@@ -293,6 +354,9 @@ at::Tensor Trainer::accumulate_gradients(int64_t step) {
     const at::Tensor loss_sum = model_->loss_sum(to_tensor(batch.inputs, batch, device_),
                                                  to_tensor(batch.targets, batch, device_));
     const at::Tensor mean = loss_sum.div(global_valid);
+    if (i == num_micro_batches - 1) {
+      optimizer_->begin_last_backward(lr);
+    }
     mean.backward();
     loss.add_(mean.detach());
   }

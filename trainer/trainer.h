@@ -23,10 +23,12 @@
 #include "trainer/json_lines.h"
 #include "trainer/metrics.h"
 #include "trainer/progress_line.h"
+#include "trainer/replica_check.h"
 #include "trainer/run_checkpoint.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_saver.h"
 #include "trainer/step_action.h"
+#include "trainer/step_guard.h"
 #include "trainer/stop_signal.h"
 #include "trainer/training_data.h"
 
@@ -38,15 +40,21 @@ class Trainer {
  public:
   // Builds the run where its newest checkpoint left it, or anew. `config.model` is complete. Throws
   // ConfigError for whatever would stop the run later and can be known now.
+  // after: the loss spike that this run goes back from.
   Trainer(const TrainConfig& config, const RunDirectory& run, TrainingData data,
-          std::shared_ptr<comm::Communicator> world, at::Device device);
+          std::shared_ptr<comm::Communicator> world, at::Device device,
+          const std::optional<LossSpike>& after = std::nullopt);
 
   // Trains up to training.steps, with validation, samples and checkpoints as configured; calls
-  // `under_way` once a step is done. Returns
-  // early, after the step at hand, if any rank received a stop signal; stopped_by() names it then.
+  // `under_way` once a step is done. Returns early, after the step at hand, if any rank received a
+  // stop signal; stopped_by() names it then. Or at a loss spike, before anything of it is applied:
+  // a new Trainer goes on after it.
   void train(const StopSignal& stop_signal, const std::function<void()>& under_way);
 
   std::optional<std::string> stopped_by() const { return stopped_by_; }
+  const std::optional<LossSpike>& spike() const { return guard_.spike(); }
+  // The last step that is done.
+  int64_t step() const { return state_.step; }
 
   // Whether a checkpoint holds the step the run stands at.
   bool is_saved() const { return saver_.saved_step() == state_.step; }
@@ -60,15 +68,20 @@ class Trainer {
 
  private:
   StepMetrics train_step(int64_t step);
-  void run_actions_after(int64_t step);
-  // Of all actions.
+  void record(const StepMetrics& metrics);
+  void go_back_from(const LossSpike& spike);
+  void run_actions_after(int64_t step, StepGuard::Verdict verdict);
+  // Of the guard and all actions.
   NamedBuffers named_buffers();
   // That of the checkpoint to go on from, loaded into model, optimizer and buffers; else step 0.
   RunState begin_state();
+  // What ranks hold alike, see ReplicaCheck.
+  void check_replicas();
   // Forward and backward over this rank's part of the global batch of `step`; gradients are left on
-  // the sharded parameters. Returns this rank's sum of losses divided by the global number of valid
-  // tokens: 0-dim fp64 on the device, which may still be at work.
-  at::Tensor accumulate_gradients(int64_t step);
+  // the sharded parameters, except those that the optimizer has applied with `lr`. Returns this
+  // rank's sum of losses divided by the global number of valid tokens: 0-dim fp64 on the device,
+  // which may still be at work.
+  at::Tensor accumulate_gradients(int64_t step, double lr);
   void validate();
   void write_sample();
   // Where one is due, a checkpoint; one that cannot be written costs a line, not the run.
@@ -95,6 +108,8 @@ class Trainer {
   data::DataLoader loader_;
   std::optional<data::ValidationLoader> validation_loader_;  // if validation is on
   std::vector<int64_t> prompt_;                              // of samples; empty if they are off
+  StepGuard guard_;
+  ReplicaCheck replica_check_;
   RunState state_;
   int64_t num_steps_trained_ = 0;  // by this process
   double timed_seconds_ = 0;       // of all of them but the first kWarmUpSteps

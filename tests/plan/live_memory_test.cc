@@ -53,7 +53,7 @@ double measured_peak(const TrainConfig& config, const RankPlan& ranks) {
         const BuiltModel built = build_model(config, mesh, at::kCPU, InitialValues::kFresh);
         const auto& model = built.model;
         const auto parameters = fsdp::sharded_parameters(*model);
-        const auto optimizer = build_optimizer(config, parameters, mesh);
+        const auto optimizer = build_optimizer(config, *model, parameters, mesh);
         run_step(config, ranks, *model, parameters, mesh, *optimizer);
         comm::barrier(*world);
         if (world->rank() == 0) {

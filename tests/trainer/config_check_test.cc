@@ -113,6 +113,23 @@ TEST(Check, NamesKeysAndValues) {
        "training.global_batch_size: expected -1 or a positive integer, got 0"},
       {[](TrainConfig& c) { c.parallelism.data_parallel_shard_degree = 0; },
        "parallelism.data_parallel_shard_degree: expected -1 or a positive integer, got 0"},
+      {[](TrainConfig& c) { c.optimizer.early_step_in_backward = true; },
+       "training.max_norm: expected 0 with optimizer.early_step_in_backward, since the norm of all "
+       "gradients is known only after they have been applied, got 1.0"},
+      {[](TrainConfig& c) { c.optimizer.early_step_in_backward = true, c.training.max_norm = 0; },
+       "none"},
+      {[](TrainConfig& c) {
+         c.optimizer.early_step_in_backward = true, c.training.max_norm = 0;
+         c.optimizer.name = "Muon";
+       },
+       "optimizer.early_step_in_backward: expected false with optimizer.name Muon, whose ranks "
+       "compute each other's updates, got true"},
+      {[](TrainConfig& c) {
+         c.optimizer.early_step_in_backward = true, c.training.max_norm = 0;
+         c.training.sigma_factor = 6;
+       },
+       "optimizer.early_step_in_backward: expected false with training.sigma_factor, which judges "
+       "a step before it is applied, got true"},
   };
   for (const auto& [break_it, expected] : cases) {
     TrainConfig config = minimal();

@@ -56,6 +56,10 @@ training.mixed_precision_reduce
 training.device
 training.num_threads
 training.enable_cpu_offload
+training.max_skipped_steps
+training.sigma_factor
+training.rolling_interval_length
+training.check_weight_hash_interval
 optimizer.name
 optimizer.lr
 optimizer.beta1
@@ -67,6 +71,7 @@ optimizer.parameter_groups
 optimizer.state_dtype
 optimizer.bf16_stochastic_round
 optimizer.cpu_offload
+optimizer.early_step_in_backward
 optimizer.momentum
 lr_scheduler.warmup_steps
 lr_scheduler.decay_ratio

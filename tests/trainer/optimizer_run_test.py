@@ -112,6 +112,28 @@ class OptimizerRun(unittest.TestCase):
                         for a, b in zip(actual, losses[before]):
                             self.assertAlmostEqual(a, b, delta=2e-6 * b)
 
+    def test_a_step_in_backward_is_the_step_after_it(self):
+        unclipped = "training.max_norm=0.0"
+        early = "optimizer.early_step_in_backward=true"
+        for name, overrides in (("AdamW", []), ("AdamW8bit", VARIANTS["AdamW8bit"]),
+                                ("bf16", BF16), ("recomputed", ["activation_checkpoint.mode=full"]),
+                                ("float8", ["float8.recipe_name=tensorwise", "training.mixed_precision_param=bfloat16",
+                                            "float8.enable_fsdp_float8_all_gather=true"])):
+            for ranks in (1, 2, 3):
+                with self.subTest(name, ranks=ranks):
+                    run = f"early {name} {ranks}"
+                    after = self.train(run + " after", "training.steps=8", unclipped, *overrides, ranks=ranks)
+                    before = self.train(run, "training.steps=4", unclipped, early, *overrides, ranks=ranks)
+                    self.assertEqual(before, after[:4])
+                    resumed = self.train(run, "training.steps=8", unclipped, early, *overrides, ranks=ranks)
+                    self.assertEqual(resumed, after)
+
+    def test_a_step_in_backward_with_replicas_and_tied_embeddings(self):
+        options = ["training.steps=5", "training.max_norm=0.0", "model.tie_word_embeddings=true",
+                   "parallelism.data_parallel_replicate_degree=2", "optimizer.name=AdamW8bit"]
+        after = self.train("replicas after", *options, ranks=4)
+        self.assertEqual(self.train("replicas", *options, "optimizer.early_step_in_backward=true", ranks=4), after)
+
     def test_checkpoint_of_another_optimizer_is_refused(self):
         self.train("other", "training.steps=2")
         ended = self.start("other", ["training.steps=4", "optimizer.name=AdamW8bit"])
@@ -139,7 +161,9 @@ class OptimizerRun(unittest.TestCase):
                 ("expected training.dtype bfloat16", "optimizer.bf16_stochastic_round=true"),
                 ("optimizer.state_dtype: expected float32", "optimizer.name=AdamW8bit",
                  "optimizer.state_dtype=bfloat16"),
-                ("training.dtype: expected float32", "optimizer.name=Muon", "training.dtype=bfloat16")):
+                ("training.dtype: expected float32", "optimizer.name=Muon", "training.dtype=bfloat16"),
+                ("training.max_norm: expected 0 with optimizer.early_step_in_backward",
+                 "optimizer.early_step_in_backward=true")):
             with self.subTest(expected):
                 ended = self.start("wrong", overrides)
                 self.assertEqual(ended.returncode, 2, ended.stderr)
