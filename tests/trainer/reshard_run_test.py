@@ -38,7 +38,8 @@ class ReshardRun(unittest.TestCase):
         cls.straight = cls.runs.metrics("straight")
 
     def go_on(self, before, after):
-        saved, run = f"saved {before}", f"{before} then {after}"
+        saved = "saved %dx%d" % before
+        run = "%dx%d then %dx%d" % (*before, *after)
         if not (self.runs.folder / saved).exists():
             self.runs.train(saved, f"training.steps={SAVED}", *mesh(before), ranks=before[0] * before[1])
         shutil.copytree(self.runs.folder / saved, self.runs.folder / run)
