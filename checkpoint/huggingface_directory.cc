@@ -3,7 +3,6 @@
 #include <ATen/ops/cat.h>
 
 #include <algorithm>
-#include <memory>
 #include <set>
 #include <stdexcept>
 
@@ -195,50 +194,8 @@ at::Tensor HuggingFaceDirectory::parameter(const std::string& name,
   return rows(name, 0, found == parameters_.end() ? 0 : found->second.sizes[0], dtype);
 }
 
-namespace {
-
-// What an export writes; a directory with anything else in it is not replaced.
-bool is_exported_name(const std::string& name, const HuggingFaceWriteOptions& options) {
-  static const std::set<std::string> kKnown = {
-      "config.json",
-      "generation_config.json",
-      "model.safetensors.index.json",
-      "tokenizer.json",
-      "tokenizer_config.json",
-      "special_tokens_map.json",
-      "tokenizer.model",
-      "vocab.json",
-      "merges.txt",
-      "added_tokens.json",
-      "chat_template.jinja",
-      "encoder.json",
-      "vocab.bpe",
-  };
-  if (kKnown.count(name) > 0 || (name.rfind("model", 0) == 0 && ends_with(name, ".safetensors"))) {
-    return true;
-  }
-  return std::any_of(options.copied_files.begin(), options.copied_files.end(),
-                     [&](const CopiedFile& file) { return file.name == name; });
-}
-
-}  // namespace
-
 void check_replaceable(const fs::path& directory, const HuggingFaceWriteOptions& options) {
-  if (!fs::exists(directory)) {
-    return;
-  }
-  if (!fs::is_directory(directory)) {
-    throw std::runtime_error(directory.string() + ": expected a directory to write, got a file");
-  }
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
-    if (!is_exported_name(name, options)) {
-      throw std::runtime_error(directory.string() +
-                               ": expected an empty directory or an earlier "
-                               "export to replace, found '" +
-                               name + "'; choose another directory");
-    }
-  }
+  check_replaceable(directory, options.copied_files);
 }
 
 namespace {
@@ -249,117 +206,37 @@ std::string dtype_name(at::ScalarType dtype) {
   return dtype == at::kFloat ? "float32" : dtype == at::kHalf ? "float16" : "bfloat16";
 }
 
-// Consecutive tensors, at most max_bytes a shard unless a single one is larger.
-std::vector<std::vector<SafetensorsSpec>> plan_shards(const nn::TransformerConfig& config,
-                                                      at::ScalarType dtype, int64_t max_bytes) {
-  TORCH_CHECK(max_bytes > 0, "expected max_shard_bytes above 0, got ", max_bytes);
-  std::vector<std::vector<SafetensorsSpec>> shards(1);
-  int64_t shard_bytes = 0;
-  for (const ParameterSpec& spec : parameter_specs(config)) {
-    for (HuggingFacePiece& piece : huggingface_pieces(config, spec)) {
-      const int64_t bytes =
-          c10::multiply_integers(piece.sizes) * static_cast<int64_t>(c10::elementSize(dtype));
-      if (!shards.back().empty() && shard_bytes + bytes > max_bytes) {
-        shards.emplace_back();
-        shard_bytes = 0;
-      }
-      shard_bytes += bytes;
-      shards.back().push_back({std::move(piece.name), dtype, std::move(piece.sizes)});
-    }
-  }
-  return shards;
-}
-
-std::string shard_name(size_t shard, size_t num_shards) {
-  if (num_shards == 1) {
-    return "model.safetensors";
-  }
-  const auto five = [](size_t n) {
-    const std::string digits = std::to_string(n);
-    return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits;
-  };
-  return "model-" + five(shard + 1) + "-of-" + five(num_shards) + ".safetensors";
-}
-
-std::string index_json(const std::vector<std::vector<SafetensorsSpec>>& shards) {
-  nlohmann::json root;
-  int64_t total_size = 0;
-  int64_t total_parameters = 0;
-  for (size_t shard = 0; shard < shards.size(); ++shard) {
-    for (const SafetensorsSpec& spec : shards[shard]) {
-      const int64_t numel = c10::multiply_integers(spec.sizes);
-      total_parameters += numel;
-      total_size += numel * static_cast<int64_t>(c10::elementSize(spec.dtype));
-      root["weight_map"][spec.name] = shard_name(shard, shards.size());
-    }
-  }
-  root["metadata"] = {{"total_size", total_size}, {"total_parameters", total_parameters}};
-  return root.dump(2) + "\n";
-}
-
-void write_small_files(const fs::path& directory, HuggingFaceConfig config,
-                       const HuggingFaceWriteOptions& options) {
-  config.dtype = dtype_name(options.dtype);
-  write_durable_file(directory / "config.json", huggingface_config_json(config));
-  write_durable_file(directory / "generation_config.json",
-                     huggingface_generation_config_json(config));
-  for (const CopiedFile& file : options.copied_files) {
-    write_durable_file(directory / file.name, read_file(file.source));
-  }
-}
-
-void write_weights(const fs::path& directory, const nn::TransformerConfig& config,
-                   const std::function<at::Tensor(const std::string&)>& full_parameter,
-                   const std::vector<std::vector<SafetensorsSpec>>& shards) {
-  const std::map<std::string, std::string> metadata = {{"format", "pt"}};
-  const auto open_shard = [&](size_t shard) {
-    return std::make_unique<SafetensorsWriter>(directory / shard_name(shard, shards.size()),
-                                               shards[shard], metadata);
-  };
-  size_t shard = 0;
-  size_t written = 0;  // tensors of the current shard; a parameter may straddle two
-  auto writer = open_shard(0);
-  for (const ParameterSpec& spec : parameter_specs(config)) {
-    const at::Tensor parameter = full_parameter(spec.name).detach();
-    TORCH_CHECK(parameter.sizes() == at::IntArrayRef(spec.sizes), "parameter '", spec.name,
-                "': expected shape ", at::IntArrayRef(spec.sizes), ", got ", parameter.sizes());
-    for (const HuggingFacePiece& piece : huggingface_pieces(config, spec)) {
-      if (written == shards[shard].size()) {
-        writer->commit();
-        writer = open_shard(++shard);
-        written = 0;
-      }
-      const at::Tensor rows = parameter.slice(0, piece.row_begin, piece.row_end);
-      writer->write(piece.name, rows.to(shards[shard][written++].dtype));
-    }
-  }
-  writer->commit();
-}
-
 }  // namespace
 
 void write_huggingface_directory(
     const fs::path& directory, const HuggingFaceConfig& config,
     const std::function<at::Tensor(const std::string& name)>& full_parameter,
     const HuggingFaceWriteOptions& options) {
-  const fs::path target = directory.has_filename() ? directory : directory.parent_path();
-  check_replaceable(target, options);
-  const auto shards = plan_shards(config.transformer, options.dtype, options.max_shard_bytes);
-  const fs::path temporary = fs::path(target).concat(".tmp");
-  fs::remove_all(temporary);  // of an export that was killed
-  fs::create_directories(temporary);
-  try {
-    write_small_files(temporary, config, options);
-    if (shards.size() > 1) {
-      write_durable_file(temporary / "model.safetensors.index.json", index_json(shards));
+  HuggingFaceConfig described = config;
+  described.dtype = dtype_name(options.dtype);
+  ModelDirectoryContents contents;
+  contents.texts = {
+      {"config.json", huggingface_config_json(described)},
+      {"generation_config.json", huggingface_generation_config_json(described)},
+  };
+  contents.copied_files = options.copied_files;
+  contents.max_shard_bytes = options.max_shard_bytes;
+  const std::vector<ParameterSpec> parameters = parameter_specs(config.transformer);
+  for (const ParameterSpec& parameter : parameters) {
+    for (HuggingFacePiece& piece : huggingface_pieces(config.transformer, parameter)) {
+      contents.tensors.push_back({std::move(piece.name), options.dtype, std::move(piece.sizes)});
     }
-    write_weights(temporary, config.transformer, full_parameter, shards);
-    replace_directory(temporary, target);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
   }
+  write_model_directory(directory, contents, [&](const TensorSink& sink) {
+    for (const ParameterSpec& spec : parameters) {
+      const at::Tensor parameter = full_parameter(spec.name).detach();
+      TORCH_CHECK(parameter.sizes() == at::IntArrayRef(spec.sizes), "parameter '", spec.name,
+                  "': expected shape ", at::IntArrayRef(spec.sizes), ", got ", parameter.sizes());
+      for (const HuggingFacePiece& piece : huggingface_pieces(config.transformer, spec)) {
+        sink(piece.name, parameter.slice(0, piece.row_begin, piece.row_end).to(options.dtype));
+      }
+    }
+  });
 }
 
 }  // namespace narrowgauge::checkpoint

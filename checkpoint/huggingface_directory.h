@@ -12,6 +12,7 @@
 
 #include "checkpoint/huggingface_config.h"
 #include "checkpoint/huggingface_names.h"
+#include "checkpoint/model_directory.h"
 #include "checkpoint/safetensors.h"
 
 namespace narrowgauge::checkpoint {
@@ -55,12 +56,6 @@ class HuggingFaceDirectory {
   std::map<std::string, SafetensorsFile> file_of_;   // by Hugging Face name
 };
 
-// A file that goes into the directory under another name or its own.
-struct CopiedFile {
-  std::filesystem::path source;
-  std::string name;  // in the directory
-};
-
 struct HuggingFaceWriteOptions {
   at::ScalarType dtype = at::kBFloat16;       // of all weights: kFloat, kBFloat16 or kHalf
   int64_t max_shard_bytes = 5'000'000'000;    // a larger tensor gets a file of its own
@@ -72,10 +67,8 @@ struct HuggingFaceWriteOptions {
 void check_replaceable(const std::filesystem::path& directory,
                        const HuggingFaceWriteOptions& options);
 
-// Writes `directory` so that transformers loads it: config.json, generation_config.json and the
-// tokenizer's files first, weights last, all in DIRECTORY.tmp, which is then renamed. A directory
-// already there is replaced in one step; one that holds anything an export does not write is
-// refused, so that nothing else is ever deleted.
+// Writes `directory` so that transformers loads it: config.json, generation_config.json, the
+// tokenizer's files and weights. See write_model_directory for how it appears.
 //
 // `full_parameter` is called once for each name of parameter_specs(config.transformer), in that
 // order (it may be a collective: the other ranks make the same calls), and returns the whole

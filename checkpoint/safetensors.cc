@@ -16,13 +16,14 @@
 namespace narrowgauge::checkpoint {
 namespace {
 
-constexpr std::array<std::pair<const char*, at::ScalarType>, 12> kDtypes = {{
+constexpr std::array<std::pair<const char*, at::ScalarType>, 13> kDtypes = {{
     {"F64", at::kDouble},
     {"F32", at::kFloat},
     {"F16", at::kHalf},
     {"BF16", at::kBFloat16},
     {"F8_E4M3", at::kFloat8_e4m3fn},
     {"F8_E5M2", at::kFloat8_e5m2},
+    {"F8_E8M0", at::kFloat8_e8m0fnu},
     {"I64", at::kLong},
     {"I32", at::kInt},
     {"I16", at::kShort},

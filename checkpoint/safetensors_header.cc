@@ -94,7 +94,7 @@ SafetensorsEntry parse_entry(const json& value, uint64_t data_size, const std::s
   const auto element_size = safetensors_element_size(entry.dtype);
   if (!element_size) {
     fail(where, "unknown dtype '" + entry.dtype +
-                    "'; known: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U8 BOOL");
+                    "'; known: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 F8_E8M0 I64 I32 I16 I8 U8 BOOL");
   }
   entry.sizes = parse_sizes(value, where);
   parse_offsets(value, entry, where);
@@ -138,8 +138,9 @@ void check_tiling(const SafetensorsHeader& header, uint64_t data_size, const std
 
 std::optional<uint64_t> safetensors_element_size(std::string_view dtype) {
   static const std::map<std::string_view, uint64_t> kSizes = {
-      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1},
-      {"I64", 8}, {"I32", 4}, {"I16", 2}, {"I8", 1},   {"U8", 1},      {"BOOL", 1}};
+      {"F64", 8},     {"F32", 4},     {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1},
+      {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"I64", 8}, {"I32", 4},  {"I16", 2},
+      {"I8", 1},      {"U8", 1},      {"BOOL", 1}};
   const auto found = kSizes.find(dtype);
   return found == kSizes.end() ? std::nullopt : std::optional<uint64_t>(found->second);
 }

@@ -12,7 +12,7 @@ namespace narrowgauge::checkpoint {
 
 // What a safetensors file says of one tensor. Offsets are bytes from the end of the header.
 struct SafetensorsEntry {
-  std::string dtype;  // as written: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U8 BOOL
+  std::string dtype;  // as written: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 F8_E8M0 I64 I32 I16 I8 U8 BOOL
   std::vector<int64_t> sizes;  // [] is a scalar; zero sizes are valid
   uint64_t begin = 0;
   uint64_t end = 0;

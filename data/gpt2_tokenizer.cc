@@ -91,6 +91,13 @@ auto with_file_name(const fs::path& file, const Function& function) {
 
 }  // namespace
 
+BpeSpec parse_gpt2_files(const std::string& vocab, std::string_view merges) {
+  BpeSpec spec;
+  spec.vocab = parse_vocab(vocab);
+  spec.merges = parse_merges(merges);
+  return spec;
+}
+
 std::unique_ptr<Tokenizer> load_gpt2_tokenizer(const std::string& path) {
   const std::optional<Gpt2Files> files = find_files(path);
   if (!files) {

@@ -2,7 +2,9 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
+#include "data/bpe_model.h"
 #include "data/tokenizer.h"
 
 namespace narrowgauge::data {
@@ -15,5 +17,9 @@ namespace narrowgauge::data {
 //
 // Throws std::runtime_error that begins with the file's name.
 std::unique_ptr<Tokenizer> load_gpt2_tokenizer(const std::string& path);
+
+// The vocabulary and merges in the texts of the two files, JSON and lines. Throws
+// std::runtime_error.
+BpeSpec parse_gpt2_files(const std::string& vocab, std::string_view merges);
 
 }  // namespace narrowgauge::data

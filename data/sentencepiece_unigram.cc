@@ -1,142 +1,54 @@
 #include "data/sentencepiece_unigram.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <stdexcept>
 
+#include "data/sentencepiece_model.h"
 #include "data/unicode_text.h"
 
 namespace narrowgauge::data {
 namespace {
 
-// Fields of sentencepiece_model.proto.
-constexpr uint64_t kModelPieces = 1, kModelTrainerSpec = 2;
-constexpr uint64_t kPieceText = 1, kPieceScore = 2, kPieceType = 3;
-constexpr uint64_t kTrainerModelType = 3;
-constexpr uint64_t kUnigramModel = 1;
-
-// Walks over the fields of a protobuf message.
-class MessageReader {
- public:
-  explicit MessageReader(std::string_view message) : rest_(message) {}
-
-  // The next field; false at the end. `bytes` is set for lengths and fixed sizes, `number` for
-  // varints.
-  bool next() {
-    if (rest_.empty()) {
-      return false;
-    }
-    const uint64_t tag = varint();
-    field = tag >> 3;
-    switch (tag & 7) {
-      case 0:
-        number = varint();
-        bytes = {};
-        return true;
-      case 1:
-        bytes = take(8);
-        return true;
-      case 2:
-        bytes = take(varint());
-        return true;
-      case 5:
-        bytes = take(4);
-        return true;
-      default:
-        throw std::runtime_error("expected a sentencepiece model, got an unknown wire type");
-    }
-  }
-
-  uint64_t field = 0;
-  uint64_t number = 0;
-  std::string_view bytes;
-
- private:
-  uint64_t varint() {
-    uint64_t value = 0;
-    for (int shift = 0; shift < 64; shift += 7) {
-      const auto byte = static_cast<unsigned char>(take(1).front());
-      value |= static_cast<uint64_t>(byte & 0x7F) << shift;
-      if (byte < 0x80) {
-        return value;
-      }
-    }
-    throw std::runtime_error("expected a sentencepiece model, got a number of over 64 bits");
-  }
-
-  std::string_view take(uint64_t size) {
-    if (size > rest_.size()) {
-      throw std::runtime_error("expected a sentencepiece model, got a truncated one");
-    }
-    const std::string_view taken = rest_.substr(0, size);
-    rest_.remove_prefix(size);
-    return taken;
-  }
-
-  std::string_view rest_;
-};
+using PieceType = SentencepieceModel::PieceType;
 
 constexpr float kUnknownPenalty = 10;
 constexpr float kScoreResetThreshold = 100000;
 
 }  // namespace
 
-SentencepieceUnigram::Entry SentencepieceUnigram::parse_piece(std::string_view message) {
-  Entry entry;
-  for (MessageReader reader(message); reader.next();) {
-    if (reader.field == kPieceText) {
-      entry.text = reader.bytes;
-    } else if (reader.field == kPieceScore && reader.bytes.size() == sizeof(float)) {
-      std::memcpy(&entry.score, reader.bytes.data(), sizeof(float));
-    } else if (reader.field == kPieceType) {
-      entry.type = static_cast<Type>(reader.number);
-    }
-  }
-  return entry;
-}
-
-SentencepieceUnigram::SentencepieceUnigram(std::string_view model) {
-  std::vector<Entry> entries;
-  for (MessageReader reader(model); reader.next();) {
-    if (reader.field == kModelPieces) {
-      entries.push_back(parse_piece(reader.bytes));
-    } else if (reader.field == kModelTrainerSpec) {
-      for (MessageReader trainer(reader.bytes); trainer.next();) {
-        if (trainer.field == kTrainerModelType) {
-          is_unigram_ = trainer.number == kUnigramModel;
-        }
-      }
-    }
-  }
+SentencepieceUnigram::SentencepieceUnigram(std::string_view bytes) {
+  const SentencepieceModel model = parse_sentencepiece_model(bytes);
+  is_unigram_ = model.algorithm == SentencepieceModel::Algorithm::kUnigram;
   if (is_unigram_) {
-    build_trie(entries);
+    build_trie(model);
   }
 }
 
-void SentencepieceUnigram::build_trie(const std::vector<Entry>& entries) {
+void SentencepieceUnigram::build_trie(const SentencepieceModel& model) {
   float lowest = std::numeric_limits<float>::max();
   size_t num_bytes = 0;
-  for (const Entry& entry : entries) {
-    num_bytes += entry.text.size();
+  for (const SentencepieceModel::Piece& piece : model.pieces) {
+    num_bytes += piece.text.size();
   }
   children_.reserve(num_bytes);
   pieces_of_nodes_.assign(1, -1);
-  for (const Entry& entry : entries) {
+  for (const SentencepieceModel::Piece& piece : model.pieces) {
     const auto id = static_cast<int32_t>(scores_.size());
-    scores_.push_back(entry.score);
-    user_defined_.push_back(entry.type == Type::kUserDefined);
-    if (entry.type == Type::kNormal) {
-      lowest = std::min(lowest, entry.score);
-    } else if (entry.type == Type::kUnknown) {
+    scores_.push_back(piece.score);
+    user_defined_.push_back(piece.type == PieceType::kUserDefined);
+    if (piece.type == PieceType::kNormal) {
+      lowest = std::min(lowest, piece.score);
+    } else if (piece.type == PieceType::kUnknown) {
       unknown_id_ = id;
     }
     // Unused pieces are passed over by the search; the others of no text of their own.
-    if ((entry.type != Type::kNormal && entry.type != Type::kUserDefined) || entry.text.empty()) {
+    if ((piece.type != PieceType::kNormal && piece.type != PieceType::kUserDefined) ||
+        piece.text.empty()) {
       continue;
     }
     int32_t node = 0;
-    for (const char byte : entry.text) {
+    for (const char byte : piece.text) {
       const auto symbol = static_cast<unsigned char>(byte);
       BpeMerge child = children_.find(node, symbol);
       if (!child.exists()) {

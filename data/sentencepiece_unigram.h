@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "data/bpe_merge_table.h"
+#include "data/sentencepiece_model.h"
 
 namespace narrowgauge::data {
 
@@ -16,9 +17,9 @@ namespace narrowgauge::data {
 // sum at 100,000 included. Immutable; threads may share it.
 class SentencepieceUnigram {
  public:
-  // `model`: the bytes of the file, a serialized ModelProto. Throws std::runtime_error when they
+  // `bytes`: of the file, a serialized ModelProto. Throws std::runtime_error when they
   // are none.
-  explicit SentencepieceUnigram(std::string_view model);
+  explicit SentencepieceUnigram(std::string_view bytes);
 
   // False for BPE, word and character models, which have no such search.
   bool is_unigram() const { return is_unigram_; }
@@ -31,27 +32,13 @@ class SentencepieceUnigram {
   std::vector<Piece> encode(std::string_view normalized) const;
 
  private:
-  enum class Type {
-    kNormal = 1,
-    kUnknown = 2,
-    kControl = 3,
-    kUserDefined = 4,
-    kUnused = 5,
-    kByte = 6
-  };
-  struct Entry {
-    std::string_view text;
-    float score = 0;
-    Type type = Type::kNormal;
-  };
   struct Node {  // the best segmentation that ends here
     int32_t id = -1;
     float score = 0;
     int64_t begin = -1;  // of its last piece
   };
 
-  static Entry parse_piece(std::string_view message);
-  void build_trie(const std::vector<Entry>& entries);
+  void build_trie(const SentencepieceModel& model);
   float piece_score(int32_t id, size_t length) const;
 
   bool is_unigram_ = true;  // sentencepiece's default
