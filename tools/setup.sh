@@ -3,8 +3,9 @@
 #   1. the packages of third_party/apt-packages.txt (needs root; without it, says what to ask for),
 #   2. a Python environment with the wheels of third_party/requirements.lock (libtorch lives in one of them),
 #   3. nvcc, from the wheels of third_party/requirements-cuda.lock,
-#   4. the links third_party/site and third_party/cuda, which Bazel reads as @torch and @cuda.
-# Both are kept in ${NARROWGAUGE_CACHE:-~/.cache/narrowgauge}, named by their lock file's hash, so a second
+#   4. the programs that tests load exports with, from the wheels of third_party/requirements-consumers.lock,
+#   5. the links third_party/site and third_party/cuda, which Bazel reads as @torch and @cuda, and third_party/consumers.
+# All are kept in ${NARROWGAUGE_CACHE:-~/.cache/narrowgauge}, named by their lock file's hash, so a second
 # checkout reuses them. Running this again does nothing and takes milliseconds.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
@@ -13,6 +14,7 @@ cache=${NARROWGAUGE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/narrowgauge}
 hash_of() { sha256sum "$1" | cut -c1-12; }
 environment=$cache/python-$(hash_of third_party/requirements.lock)
 cuda_environment=$cache/cuda-$(hash_of third_party/requirements-cuda.lock)
+consumers=$cache/consumers-$(hash_of third_party/requirements-consumers.lock)
 say() { printf '[setup] %s\n' "$*" >&2; }
 
 missing_packages() {
@@ -57,7 +59,7 @@ install_packages() {
       exit 1
     fi
   fi
-  say "1/4 installing packages: $missing"
+  say "1/5 installing packages: $missing"
   # Variables go through env, since sudo drops the caller's. No question may be asked: nobody would see it.
   # shellcheck disable=SC2086  # the words are meant to split
   apt_get() {
@@ -77,7 +79,7 @@ make_environment() {
   local building="$environment.building.$$"
   rm -rf "$environment".building.*
   python3 -m venv "$building" 9>&-
-  say "2/4 installing the pinned Python wheels (5 GB, one to five minutes)"
+  say "2/5 installing the pinned Python wheels (5 GB, one to five minutes)"
   start_progress folder_progress "$building" 5300
   "$building/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
     -r third_party/requirements.lock </dev/null >&2 9>&-
@@ -90,14 +92,26 @@ make_cuda_environment() {
   local building="$cuda_environment.building.$$"
   rm -rf "$cuda_environment".building.*
   mkdir "$building"
-  say "3/4 installing nvcc (250 MB)"
+  say "3/5 installing nvcc (250 MB)"
   "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$building" \
     -r third_party/requirements-cuda.lock </dev/null >&2 9>&-
   mv "$building" "$cuda_environment"
 }
 
+make_consumers() {
+  local building="$consumers.building.$$"
+  rm -rf "$consumers".building.*
+  mkdir "$building"
+  say "4/5 installing what loads our exports in tests (160 MB)"
+  "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$building" \
+    -r third_party/requirements-consumers.lock </dev/null >&2 9>&-
+  # pip --target leaves executorch's schema compiler without the right to run.
+  find "$building" -path '*/executorch/data/bin/flatc' -exec chmod +x {} +
+  mv "$building" "$consumers"
+}
+
 link() {
-  [ "$(readlink "$2" || :)" = "$1" ] || { say "4/4 linking $2"; ln -sfn "$1" "$2"; }
+  [ "$(readlink "$2" || :)" = "$1" ] || { say "5/5 linking $2"; ln -sfn "$1" "$2"; }
 }
 
 mkdir -p "$cache"
@@ -108,5 +122,7 @@ missing=$(missing_packages)
 [ -z "$missing" ] || install_packages "$missing"
 [ -d "$environment" ] || make_environment
 [ -d "$cuda_environment" ] || make_cuda_environment
+[ -d "$consumers" ] || make_consumers
 link "$(echo "$environment"/lib/python3.*/site-packages)" third_party/site
 link "$cuda_environment/nvidia/cu13" third_party/cuda
+link "$consumers" third_party/consumers

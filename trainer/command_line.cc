@@ -142,8 +142,16 @@ EvalOptions parse_eval(std::span<const std::string> arguments) {
 
 ExportOptions parse_export(std::span<const std::string> arguments) {
   const CommandArguments parsed("export", arguments);
-  return {parsed.text("run"), parsed.text("output"),
-          parsed.choice("dtype", {"float32", "bfloat16"}), parsed.integer("step", -1)};
+  ExportOptions options;
+  options.model = parsed.text("model");
+  options.format = parsed.choice(
+      "format", {"huggingface", "torchao", "compressed-tensors", "fine-grained-fp8", "gguf"});
+  options.output = parsed.text("output");
+  options.dtype = parsed.choice("dtype", {"auto", "float32", "bfloat16", "float16"});
+  options.tokenizer = parsed.text("tokenizer");
+  options.step = parsed.integer("step", -1);
+  options.logits_tokens = parsed.integer("logits-tokens", 0);
+  return options;
 }
 
 ImportOptions parse_import(std::span<const std::string> arguments) {

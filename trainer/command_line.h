@@ -79,10 +79,13 @@ struct EvalOptions {
 };
 
 struct ExportOptions {
-  std::string run;
-  std::string output;             // empty: <run>/hf
-  std::string dtype = "float32";  // float32 | bfloat16
-  int64_t step = -1;              // -1: the newest checkpoint
+  std::string model;  // run directory, quantized model of ours, or Hugging Face directory
+  std::string format = "huggingface";
+  std::string output;          // empty: <model>/hf, <model>/hf-<format> or <model>/model.gguf
+  std::string dtype = "auto";  // float32 for huggingface, else that of the model's forward
+  std::string tokenizer;       // empty: the model's; else "bytes", a tokenizer file or directory
+  int64_t step = -1;           // of a run's checkpoint; -1: the newest
+  int64_t logits_tokens = 32;  // compared after writing; 0: none
 };
 
 struct CheckpointListOptions {

@@ -121,14 +121,24 @@ void add_models(Syntaxes& all) {
       "acc,\n"
       "and acc_norm by characters; LAMBADA by greedy decoding. --compare adds the divergence of\n"
       "each model's distributions from those of --model, and how often both prefer one token.\n"};
-  all["export"] = {"Writes a checkpoint as a Hugging Face directory.",
-                   "RUN [--output DIR] [--dtype NAME] [--step N]",
-                   {{"run", "RUN", "run directory", "", Argument::kPositional, true},
-                    {"output", "DIR", "where to write; default: RUN/hf"},
-                    {"dtype", "NAME", "float32 or bfloat16", "float32"},
-                    {"step", "N", "of the checkpoint; -1: the newest", "-1"}},
-                   "  narrowgauge export runs/quickstart --dtype bfloat16 --output "
-                   "quickstart_bf16\n"};
+  all["export"] = {
+      "Writes a model for others to load, reads it back and proves it equal.",
+      "MODEL [--format NAME] [--output PATH] [--dtype NAME] [--step N]",
+      {{"model", "MODEL", "run directory, quantized model, or Hugging Face directory", "",
+        Argument::kPositional, true},
+       {"format", "NAME", "huggingface, torchao, compressed-tensors, fine-grained-fp8 or gguf",
+        "huggingface"},
+       {"output", "PATH", "where to write; default: MODEL/hf, MODEL/hf-FORMAT or MODEL/model.gguf"},
+       {"dtype", "NAME",
+        "of weights that are not quantized: auto, float32, bfloat16 or float16; auto is float32 "
+        "for huggingface, else that of the model's forward",
+        "auto"},
+       kModelTokenizer,
+       {"step", "N", "of a run's checkpoint; -1: the newest", "-1"},
+       {"logits-tokens", "N", "compare the logits of N tokens afterwards; 0: none", "32"}},
+      "  narrowgauge export runs/quickstart --dtype bfloat16 --output quickstart_bf16\n"
+      "  narrowgauge export quantized_model --format torchao\n"
+      "  narrowgauge export runs/quickstart --format gguf --output quickstart.gguf\n"};
   all["import"] = {"Turns a model of another program into a Hugging Face directory to start from.",
                    "FROM --output DIR",
                    {{"from", "FROM", "llama2.c .bin file, or Hugging Face directory", "",

@@ -14,24 +14,29 @@ checkpoint::HuggingFaceWriteOptions write_options(const data::Tokenizer* tokeniz
                                                   at::ScalarType dtype) {
   checkpoint::HuggingFaceWriteOptions options;
   options.dtype = dtype;
-  if (tokenizer != nullptr) {
-    for (const data::TokenizerFile& file : tokenizer->exported_files()) {
-      options.copied_files.push_back({file.path, file.exported_name});
-    }
-  }
+  options.copied_files = tokenizer_files(tokenizer);
   return options;
 }
 
 }  // namespace
 
+std::vector<checkpoint::CopiedFile> tokenizer_files(const data::Tokenizer* tokenizer) {
+  std::vector<checkpoint::CopiedFile> files;
+  if (tokenizer != nullptr) {
+    for (const data::TokenizerFile& file : tokenizer->exported_files()) {
+      files.push_back({file.path, file.exported_name});
+    }
+  }
+  return files;
+}
+
 void check_export(const std::filesystem::path& directory, const data::Tokenizer* tokenizer) {
   checkpoint::check_replaceable(directory, write_options(tokenizer, at::kFloat));
 }
 
-void export_huggingface_directory(
-    const RunDirectory& run, const nn::TransformerConfig& config, const data::Tokenizer* tokenizer,
-    const std::filesystem::path& directory, at::ScalarType dtype,
-    const std::function<at::Tensor(const std::string&)>& full_parameter) {
+checkpoint::HuggingFaceConfig described_model(const RunDirectory& run,
+                                              const nn::TransformerConfig& config,
+                                              const data::Tokenizer* tokenizer) {
   checkpoint::HuggingFaceConfig description;
   if (std::filesystem::exists(run.base_config_file())) {
     description = checkpoint::parse_huggingface_config(
@@ -46,8 +51,15 @@ void export_huggingface_directory(
       description.eos_token_ids = {*eos};
     }
   }
-  checkpoint::write_huggingface_directory(directory, description, full_parameter,
-                                          write_options(tokenizer, dtype));
+  return description;
+}
+
+void export_huggingface_directory(
+    const RunDirectory& run, const nn::TransformerConfig& config, const data::Tokenizer* tokenizer,
+    const std::filesystem::path& directory, at::ScalarType dtype,
+    const std::function<at::Tensor(const std::string&)>& full_parameter) {
+  checkpoint::write_huggingface_directory(directory, described_model(run, config, tokenizer),
+                                          full_parameter, write_options(tokenizer, dtype));
 }
 
 }  // namespace narrowgauge::trainer

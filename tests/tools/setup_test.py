@@ -41,6 +41,7 @@ class Setup(unittest.TestCase):
         (self.root / "third_party/apt-packages.txt").write_text("# comment\nlibone-dev\nlibtwo-dev\n")
         (self.root / "third_party/requirements.lock").write_text("torch==0\n")
         (self.root / "third_party/requirements-cuda.lock").write_text("nvcc==0\n")
+        (self.root / "third_party/requirements-consumers.lock").write_text("gguf==0\n")
         shutil.copy(SETUP, self.root / "tools/setup.sh")
         (self.folder / "bin").mkdir()
         for name, text in STAND_INS.items():
@@ -78,6 +79,9 @@ class Setup(unittest.TestCase):
         cuda = (self.root / "third_party/cuda").readlink()
         self.assertEqual((cuda.parents[2], cuda.parts[-2:]), (self.cache, ("nvidia", "cu13")))
         self.assertTrue(cuda.parents[1].is_dir())
+        consumers = (self.root / "third_party/consumers").readlink()
+        self.assertEqual(consumers.parent, self.cache)
+        self.assertTrue(consumers.is_dir())
         again = self.run_setup()
         self.assertEqual((again.returncode, again.stderr), (0, ""))
         self.assertEqual(len(self.calls()), 3)

@@ -98,7 +98,7 @@ class FrontBinary(unittest.TestCase):
         self.fails(run("train"), 2, "narrowgauge train: expected CONFIG", "see narrowgauge train --help")
         self.fails(run("generate", "--prompt", "x"), 2, "expected --model DIR")
         self.fails(run("eval", "--model", "m", "--data", "d", "--seq-len", "x"), 2, '--seq-len: expected an integer')
-        self.fails(run("export"), 2, "expected RUN")
+        self.fails(run("export"), 2, "expected MODEL")
         self.fails(run("import", "x"), 2, "expected --output DIR")
         self.fails(run("data", "prepare"), 2, "narrowgauge data prepare: expected SOURCE",
                    "see narrowgauge data prepare --help")
