@@ -2,14 +2,15 @@
 
 Usage (from the repository root):
     tools/python.sh benchmarks/train_step.py [--rounds 3] [--steps 12] [--threads 2] [--ranks 1]
-        [--compile] [--dtype bfloat16|float32] [--float8 tensorwise|rowwise] [--json FILE] [-- OVERRIDE ...]
+        [--compile] [--dtype bfloat16|float32] [--float8 tensorwise|rowwise]
+        [--qat 8da4w|int4-weight-only] [--json FILE] [-- OVERRIDE ...]
 
 Each round runs every contestant once as fresh processes on configs/bench/llama_12m.yaml's model; a figure is
 the median over all rounds' steps. Times on a shared machine drift: only the ratio is worth quoting. With --ranks
 the batch and the threads are divided among them: mpirun beside torchrun with FSDP2 over Gloo. --float8 takes
-torchao's recipe there, ours of that name here, and our own bf16 as a further contestant. On CPU torchao has two ways
-to compute tensorwise, torch._scaled_mm and its own emulation, and one for rowwise, the emulation: each is a contestant.
-Overrides are keys of our configuration, such as activation_checkpoint.mode=full.
+torchao's recipe there, ours of that name here, and our own bf16 as a further contestant; so does --qat. On CPU torchao has
+two ways to compute tensorwise, torch._scaled_mm and its own emulation, and one for rowwise, the emulation: each is a
+contestant. Overrides are keys of our configuration, such as activation_checkpoint.mode=full.
 """
 import argparse
 import json
@@ -37,8 +38,10 @@ def narrowgauge_command(args, folder, steps, overrides=()):
             "checkpoint.enable=false", "export.enable=false", *overrides, *args.overrides]
 
 
-def float8_overrides(args):
-    return [f"float8.recipe_name={args.float8}"] if args.float8 else []
+def narrow_overrides(args):
+    if args.float8:
+        return [f"float8.recipe_name={args.float8}"]
+    return [f"qat.scheme={args.qat}"] if args.qat else []
 
 
 def run_narrowgauge(args, overrides=()):
@@ -61,15 +64,17 @@ def run_peer(args, compiled, emulate=False):
                f"--warmup={WARMUP_STEPS}", f"--threads={args.threads // args.ranks}", f"--dtype={args.dtype}"]
     if args.float8:
         command += [f"--float8={args.float8}", *(["--emulate"] if emulate else [])]
+    if args.qat:
+        command.append(f"--qat={args.qat}")
     output = subprocess.run(command + (["--compile"] if compiled else []), check=True, capture_output=True, text=True)
     return json.loads(output.stdout.splitlines()[-1])
 
 
 def peers(args):
     """{name: run}"""
-    library = "torchao" if args.float8 else "PyTorch"
+    library = "torchao" if args.float8 or args.qat else "PyTorch"
     eager = f"{library} FSDP2" if args.ranks > 1 else f"{library} eager"
-    compiled = "torchao compile" if args.float8 else "torch.compile"
+    compiled = "torchao compile" if args.float8 or args.qat else "torch.compile"
     found = {}
     for emulate in {"tensorwise": [False, True], "rowwise": [True]}.get(args.float8, [False]):
         way = ", emulated" if emulate else ""
@@ -83,7 +88,7 @@ def first_step_seconds(args):
     """Process start to the end of a process that trains one step."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        subprocess.run(narrowgauge_command(args, folder, 1, float8_overrides(args)), check=True, stderr=subprocess.DEVNULL, env=MPI_AS_ROOT)
+        subprocess.run(narrowgauge_command(args, folder, 1, narrow_overrides(args)), check=True, stderr=subprocess.DEVNULL, env=MPI_AS_ROOT)
         return time.perf_counter() - started
 
 
@@ -96,13 +101,14 @@ def main():
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--float8", choices=["tensorwise", "rowwise"], help="train in fp8 on both sides")
+    parser.add_argument("--qat", choices=["8da4w", "int4-weight-only"], help="fake quantization on both sides")
     parser.add_argument("--json", help="write every figure here")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     args = parser.parse_args()
     if BATCH_SIZE % args.ranks or args.threads % args.ranks:
         parser.error(f"expected --ranks that divide the batch of {BATCH_SIZE} and --threads {args.threads}")
-    contestants = {"narrowgauge": lambda a: run_narrowgauge(a, float8_overrides(a)), **peers(args)}
-    if args.float8:
+    contestants = {"narrowgauge": lambda a: run_narrowgauge(a, narrow_overrides(a)), **peers(args)}
+    if args.float8 or args.qat:
         contestants["our bf16"] = run_narrowgauge
     results = {name: [] for name in contestants}
     for round_number in range(1, args.rounds + 1):

@@ -10,8 +10,16 @@ Embedding::Embedding(int64_t num_embeddings, int64_t dim, const at::TensorOption
   add_parameter("weight", weight, at::empty({num_embeddings, dim}, options));
 }
 
-at::Tensor Embedding::operator()(const at::Tensor& tokens) {
-  return hooked(tokens, [this](const at::Tensor& ids) { return embedding_lookup(weight, ids); });
+Embedding::Embedding(const Embedding& source) : Layer() {
+  const bool trains = source.weight.requires_grad();
+  add_parameter("weight", weight, source.weight);
+  weight.set_requires_grad(trains);
 }
+
+at::Tensor Embedding::operator()(const at::Tensor& tokens) {
+  return hooked(tokens, [this](const at::Tensor& ids) { return forward(ids); });
+}
+
+at::Tensor Embedding::forward(const at::Tensor& tokens) { return embedding_lookup(weight, tokens); }
 
 }  // namespace narrowgauge::nn

@@ -13,8 +13,15 @@ Linear::Linear(LinearSpec spec, const at::TensorOptions& options) : spec(spec) {
 }
 
 Linear::Linear(const Linear& source) : Layer(), spec(source.spec) {
+  // A frozen parameter stays frozen: registering makes it trainable.
+  const bool trains_weight = source.weight.requires_grad();
+  const bool trains_bias = source.bias.defined() && source.bias.requires_grad();
   add_parameter("weight", weight, source.weight);
   add_parameter("bias", bias, source.bias);
+  weight.set_requires_grad(trains_weight);
+  if (bias.defined()) {
+    bias.set_requires_grad(trains_bias);
+  }
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) {

@@ -20,6 +20,7 @@ ALLOWED = {
     "checkpoint": {"checkpoint", "nn", "comm"},
     "quantization": {"quantization", "nn", "float8", "checkpoint", "vectorize", "cuda"},
     "qat": {"qat", "quantization", "nn", "comm", "fsdp", "checkpoint", "vectorize", "cuda"},
+    "lora": {"lora", "qat", "quantization", "nn", "checkpoint"},
     "sparsity": {"sparsity", "nn", "vectorize", "cuda"},
     "optim": {"optim", "comm", "vectorize", "cuda"},
     "data": {"data"},

@@ -3,17 +3,22 @@
 #include <cstdio>
 #include <optional>
 #include <string>
+#include <utility>
 #include <variant>
 
 #include "checkpoint/huggingface_directory.h"
 #include "float8/fsdp_extension.h"
 #include "fsdp/fully_shard.h"
+#include "lora/adapters.h"
 #include "nn/activation_checkpoint.h"
 #include "nn/initialize.h"
 #include "optim/group_rule.h"
+#include "qat/fsdp_extension.h"
 #include "trainer/config_check.h"
 #include "trainer/dtype.h"
 #include "trainer/float8_conversion.h"
+#include "trainer/lora_conversion.h"
+#include "trainer/qat_conversion.h"
 #include "trainer/sparsity_conversion.h"
 
 namespace narrowgauge::trainer {
@@ -47,16 +52,22 @@ nn::ActivationCheckpoint checkpoint_options(const ActivationCheckpointConfig& co
 
 // `options` for a layer that keeps its gathered parameters after forward, or does not, unless the
 // configuration says; recomputed: backward runs its forward again. What a gather of its fp8 weights
-// brings depends on both.
+// brings depends on both. Weights for QAT travel fake-quantized.
 fsdp::FullyShardOptions with_extension(fsdp::FullyShardOptions options,
                                        const comm::DeviceMesh& mesh, bool keeps_by_default,
                                        bool recomputed) {
   const auto reshard = options.reshard_after_forward.value_or(!keeps_by_default);
   const bool* const frees = std::get_if<bool>(&reshard);
   const bool keeps = frees == nullptr || !*frees;
-  options.make_extension = float8::float8_param_extension(
+  const auto float8 = float8::float8_param_extension(
       options.mp_policy.param_dtype,
       {mesh.shard_axis().size(), /*kept_after_forward=*/keeps, recomputed});
+  const auto qat = qat::fake_quantize_extension(options.mp_policy.param_dtype,
+                                                options.offload_policy.has_value());
+  options.make_extension = [float8, qat](nn::Layer& owner, const std::string& name) {
+    auto extension = float8(owner, name);
+    return extension ? std::move(extension) : qat(owner, name);
+  };
   return options;
 }
 
@@ -66,8 +77,12 @@ fsdp::ShardInitializer initializer(const TrainConfig& config, InitialValues valu
   }
   if (config.model.initial_load_path.empty()) {
     return [&config](const std::string& fqn, const at::Tensor& shard, int64_t row_begin) {
-      nn::initialize_parameter(config.model, static_cast<uint64_t>(config.training.seed), fqn,
-                               shard, row_begin);
+      const auto seed = static_cast<uint64_t>(config.training.seed);
+      if (lora::is_adapter(fqn)) {
+        lora::initialize_adapter(seed, fqn, shard, row_begin);
+      } else {
+        nn::initialize_parameter(config.model, seed, fqn, shard, row_begin);
+      }
     };
   }
   auto directory = std::make_shared<checkpoint::HuggingFaceDirectory>(
@@ -78,7 +93,11 @@ fsdp::ShardInitializer initializer(const TrainConfig& config, InitialValues valu
                    config.model.initial_load_path.c_str(), name.c_str());
     }
   }
-  return [directory](const std::string& fqn, const at::Tensor& shard, int64_t row_begin) {
+  return [directory, &config](const std::string& fqn, const at::Tensor& shard, int64_t row_begin) {
+    if (lora::is_adapter(fqn)) {
+      lora::initialize_adapter(static_cast<uint64_t>(config.training.seed), fqn, shard, row_begin);
+      return;
+    }
     shard.copy_(directory->rows(fqn, row_begin, row_begin + shard.size(0)));
   };
 }
@@ -110,6 +129,12 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
     describe_float8(config, decisions);
   }
   const int64_t num_sparse = convert_to_sparse(config.sparsity, *model, mesh.world().rank() == 0);
+  const auto prepared = prepare_qat(config, *model);
+  const auto adapted = add_adapters(config, *model);
+  if (mesh.world().rank() == 0) {
+    describe_qat(config, prepared);
+    describe_adapters(config, adapted, *model);
+  }
   const auto checkpoint = checkpoint_options(config.activation_checkpoint);
   nn::apply_activation_checkpoint(*model, checkpoint);
   const bool recomputed = checkpoint.mode == nn::CheckpointMode::kFull;
@@ -119,7 +144,7 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
   }
   fsdp::fully_shard(*model, mesh, with_extension(options, mesh, /*keeps_by_default=*/true, false));
   fsdp::materialize(*model, device, initializer(config, values, mesh.world().rank()));
-  BuiltModel built{model, {}};
+  BuiltModel built{model, {}, qat::prepared_schemes(*model), adapted};
   if (!decisions.empty()) {
     built.actions.push_back(make_float8_action(config.float8, *model, mesh));
   }
@@ -127,6 +152,9 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
     const RankPlan plan = plan_ranks(config, mesh.world().size());
     built.actions.push_back(make_sparsity_action(config.sparsity, *model,
                                                  plan.world_size() * plan.accumulation_steps));
+  }
+  if (!prepared.empty()) {
+    built.actions.push_back(make_qat_action(config, *model));
   }
   return built;
 }

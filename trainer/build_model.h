@@ -3,10 +3,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/device_mesh.h"
 #include "nn/transformer.h"
+#include "quantization/scheme.h"
 #include "trainer/config.h"
 #include "trainer/step_action.h"
 
@@ -19,10 +22,12 @@ enum class InitialValues { kFresh, kFromCheckpoint };
 struct BuiltModel {
   std::shared_ptr<nn::Transformer> model;
   std::vector<std::unique_ptr<StepAction>> actions;  // of its conversions; the loop runs them
+  std::vector<std::pair<std::string, quantization::Scheme>> schemes;  // of what qat prepared
+  std::vector<std::string> adapted;                                   // linears with adapters
 };
 
-// The model of a run, converted (float8), sharded over `mesh` on `device`: built on the meta
-// device, wrapped, then filled shard by shard with initial values (from training.seed and each
+// The model of a run, converted (float8, qat, lora), sharded over `mesh` on `device`: built on the
+// meta device, wrapped, then filled shard by shard with initial values (from training.seed and each
 // parameter's name) or, where model.initial_load_path is set, from that Hugging Face directory.
 // config.model must be complete (vocab_size known); the first rank says on standard error what was
 // converted. This is the one place where the model meets what it is trained with.

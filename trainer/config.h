@@ -124,6 +124,22 @@ struct SparsityConfig {
   std::vector<std::string> filter_fqns = {"lm_head"};
 };
 
+// Fake quantization while training: see qat/prepare.h.
+struct QATConfig {
+  std::string scheme = "none";
+  int64_t group_size = 0;  // 0: the scheme's own; -1: a whole row
+  int64_t bits = 0;        // 0: the scheme's own
+  std::vector<std::string> overrides;
+  int64_t fake_quant_after_n_steps = 0;
+};
+
+// Low-rank adapters beside frozen weights.
+struct LoRAConfig {
+  int64_t rank = 0;  // 0: none
+  double alpha = 16.0;
+  std::vector<std::string> targets = {"*_proj"};
+};
+
 struct CommConfig {
   int64_t init_timeout_seconds = 1800;
   int64_t train_timeout_seconds = 300;
@@ -174,6 +190,8 @@ struct TrainConfig {
   ParallelismConfig parallelism;
   Float8Config float8;
   SparsityConfig sparsity;
+  QATConfig qat;
+  LoRAConfig lora;
   ActivationCheckpointConfig activation_checkpoint;
   CommConfig comm;
   CheckpointConfig checkpoint;
@@ -183,10 +201,11 @@ struct TrainConfig {
   MetricsConfig metrics;
 };
 
-// float8.recipe_name of a run without fp8.
+// float8.recipe_name of a run without fp8, qat.scheme of one without a default scheme.
 inline constexpr const char* kNoFloat8 = "none";
 // sparsity.kind of a dense run.
 inline constexpr const char* kNoSparsity = "none";
+inline constexpr const char* kNoScheme = "none";
 
 // The one source in data.train that is no file: uniformly random token ids, for benchmarks.
 inline constexpr const char* kRandomTokens = "random_tokens";

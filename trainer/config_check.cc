@@ -203,6 +203,16 @@ Problem find_optimizer_problem(const TrainConfig& config) {
   return optimizer.early_step_in_backward ? find_early_step_problem(config) : std::nullopt;
 }
 
+// Weights that travel in another form can not be kept by some neighbours only.
+Problem find_reshard_problem(const TrainConfig& config, bool converted, const std::string& by) {
+  const std::string& reshard = config.parallelism.fsdp_reshard_after_forward;
+  if (converted && reshard != "default" && reshard != "always" && reshard != "never") {
+    return {{"parallelism.fsdp_reshard_after_forward",
+             "expected default, always or never with " + by + ", got " + reshard}};
+  }
+  return std::nullopt;
+}
+
 // What can be told without the library; float8_linear_config judges the rest.
 Problem find_float8_problem(const TrainConfig& config) {
   const std::string& recipe = config.float8.recipe_name;
@@ -212,17 +222,29 @@ Problem find_float8_problem(const TrainConfig& config) {
              "expected false with float8.recipe_name " + recipe +
                  ", whose blocks do not end where shards end, got true"}};
   }
-  const std::string& reshard = config.parallelism.fsdp_reshard_after_forward;
-  if (recipe != kNoFloat8 && reshard != "default" && reshard != "always" && reshard != "never") {
-    return {{"parallelism.fsdp_reshard_after_forward",
-             "expected default, always or never with float8.recipe_name " + recipe + ", got " +
-                 reshard}};
+  return find_reshard_problem(config, recipe != kNoFloat8, "float8.recipe_name " + recipe);
+}
+
+// What can be told without the library; prepare_qat judges the rest.
+Problem find_qat_problem(const TrainConfig& config) {
+  const bool qat = config.qat.scheme != kNoScheme || !config.qat.overrides.empty();
+  if (qat && config.float8.recipe_name != kNoFloat8) {
+    return {{"float8.recipe_name",
+             "expected none with qat: a linear trains in fp8 or for quantization, got " +
+                 config.float8.recipe_name}};
   }
-  return std::nullopt;
+  if (config.lora.rank > 0 && config.float8.recipe_name != kNoFloat8) {
+    return {{"float8.recipe_name",
+             "expected none with lora.rank > 0, got " + config.float8.recipe_name}};
+  }
+  if (config.lora.rank > 0 && config.lora.targets.empty()) {
+    return {{"lora.targets", "expected at least one linear with lora.rank > 0"}};
+  }
+  return find_reshard_problem(config, qat, "qat");
 }
 
 // Which of the conversions go together on one linear is a matter of what their layers compute: so far
-// none of a 2:4 linear's products is in fp8.
+// none of a 2:4 linear's products is in fp8 or fake-quantized.
 Problem find_sparsity_problem(const TrainConfig& config) {
   const SparsityConfig& sparsity = config.sparsity;
   if (sparsity.kind == kNoSparsity) {
@@ -232,6 +254,10 @@ Problem find_sparsity_problem(const TrainConfig& config) {
     return {{"sparsity.kind", "expected none with float8.recipe_name " +
                                   config.float8.recipe_name + ", got " + sparsity.kind +
                                   "; a linear is either"}};
+  }
+  if (config.qat.scheme != kNoScheme || !config.qat.overrides.empty() || config.lora.rank > 0) {
+    return {{"sparsity.kind",
+             "expected none with qat or lora, got " + sparsity.kind + "; a linear is either"}};
   }
   if (sparsity.end_step != 0 && sparsity.end_step < sparsity.start_step) {
     return {{"sparsity.end_step", "expected 0 or at least sparsity.start_step " +
@@ -272,7 +298,8 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& config) {
     problem = find_shape_problem(config.model);
   }
   for (const auto find : {find_tokenizer_problem, find_data_problem, find_training_problem,
-                          find_optimizer_problem, find_float8_problem, find_sparsity_problem}) {
+                          find_optimizer_problem, find_float8_problem, find_qat_problem,
+                          find_sparsity_problem}) {
     problem = problem ? problem : find(config);
   }
   return problem;

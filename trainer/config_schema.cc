@@ -59,6 +59,8 @@ const std::vector<ConfigSection>& sections() {
       {"lr_scheduler", "the learning rate over the run: warm-up, stable, decay"},
       {"float8", "linears that compute in 8-bit floating point; see docs/FLOAT8.md"},
       {"sparsity", "2:4 sparse linears; see docs/SPARSITY.md"},
+      {"qat", "layers that compute with the values they will have once quantized; see docs/QAT.md"},
+      {"lora", "low-rank adapters beside frozen weights; see docs/QAT.md"},
       {"parallelism", "the mesh of ranks"},
       {"activation_checkpoint", "memory saved by computing parts of forward again in backward"},
       {"comm", "what the ranks wait for each other, and what is left when one is lost"},
@@ -352,6 +354,41 @@ std::vector<ConfigKey> sparsity_keys() {
   };
 }
 
+std::vector<ConfigKey> qat_keys() {
+  using Q = QATConfig;
+  using R = LoRAConfig;
+  return {
+      {"qat", "scheme",
+       TextKey{field<&C::qat, &Q::scheme>,
+               {"none", "8da4w", "int8-dynamic-act-int4-weight", "int8-dynamic-act-intx-weight",
+                "int4-weight-only", "intx-weight-only", "int8-weight-only",
+                "int8-dynamic-act-int8-weight", "float8-weight-only",
+                "float8-dynamic-act-float8-weight", "float8-act-int4-weight", "mxfp8", "mxfp4",
+                "nvfp4", "gguf-q4_0", "gguf-q8_0"}},
+       "", "how the weights of linears will be written and, where it says so, their inputs",
+       "qat_scheme quantizer"},
+      {"qat", "group_size", IntegerKey{field<&C::qat, &Q::group_size>, -1, kMaxSize}, "columns",
+       "that share a scale; 0: the scheme's own, -1: a whole row", "groupsize"},
+      {"qat", "bits", IntegerKey{field<&C::qat, &Q::bits>, 0, 8}, "",
+       "of the intx schemes' weights; 0: the scheme's own", "weight_dtype nbits"},
+      {"qat", "overrides", ListKey{field<&C::qat, &Q::overrides>}, "",
+       "rules like \"layers.0.*=none\", \"re:.*down_proj=int8-weight-only\" or "
+       "\"lm_head=intx-weight-only bits=4 group_size=32\"; the first that matches a layer decides; "
+       "the head and the embedding take part only so",
+       "modules_to_not_convert fqn_to_config"},
+      {"qat", "fake_quant_after_n_steps",
+       IntegerKey{field<&C::qat, &Q::fake_quant_after_n_steps>, 0, kMaxSteps}, "steps",
+       "in high precision before fake quantization begins", ""},
+      {"lora", "rank", IntegerKey{field<&C::lora, &R::rank>, 0, kMaxSize}, "",
+       "of the adapters; 0: no adapters, all weights are trained", "lora_rank"},
+      {"lora", "alpha", NumberKey{.field = field<&C::lora, &R::alpha>, .min_excluded = true}, "",
+       "the adapter's product counts alpha / rank times", "lora_alpha"},
+      {"lora", "targets", ListKey{field<&C::lora, &R::targets>}, "",
+       "names or globs of the linears that get adapters, from the end of the name",
+       "target_modules"},
+  };
+}
+
 std::vector<ConfigKey> parallelism_keys() {
   using P = ParallelismConfig;
   using A = ActivationCheckpointConfig;
@@ -455,7 +492,8 @@ std::vector<ConfigKey> all_keys() {
                                  "required; everything the run writes goes here",
                                  "dump_folder output_dir out_dir save_dir"}};
   for (const auto& group : {model_keys(), data_keys(), training_keys(), optimizer_keys(),
-                            float8_keys(), sparsity_keys(), parallelism_keys(), run_keys()}) {
+                            float8_keys(), sparsity_keys(), qat_keys(), parallelism_keys(),
+                            run_keys()}) {
     all.insert(all.end(), group.begin(), group.end());
   }
   return all;

@@ -159,7 +159,7 @@ int train_and_export(const TrainConfig& config, const RunDirectory& run, const T
     return kExitStopped;
   }
   if (config.export_.enable) {
-    trainer.export_huggingface();
+    trainer.export_model();
   }
   end();
   if (config.checkpoint.enable && !trainer.is_saved()) {

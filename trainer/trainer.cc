@@ -12,14 +12,13 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "checkpoint/huggingface_names.h"
 #include "fsdp/clip_grad_norm.h"
 #include "nn/sampling.h"
 #include "trainer/build_optimizer.h"
 #include "trainer/continuation.h"
 #include "trainer/device.h"
 #include "trainer/dtype.h"
-#include "trainer/export_run.h"
+#include "trainer/trained_exports.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -440,7 +439,7 @@ void Trainer::save(bool is_last) {
   }
 }
 
-void Trainer::export_huggingface() {
+void Trainer::export_model() {
   const auto full_parameter = [this](const std::string& name) {
     for (const fsdp::ShardedParameter& parameter : parameters_) {
       if (parameter.fqn == name) {
@@ -449,16 +448,8 @@ void Trainer::export_huggingface() {
     }
     throw std::logic_error("no parameter " + name);
   };
-  if (is_first_rank()) {
-    export_huggingface_directory(run_, config_.model, data_.tokenizer.get(), run_.huggingface(),
-                                 parse_dtype(config_.export_.dtype), full_parameter);
-    std::fprintf(stderr, "exported %s\n", run_.huggingface().c_str());
-    return;
-  }
-  // The writer gathers each parameter in this order.
-  for (const checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config_.model)) {
-    full_parameter(spec.name);
-  }
+  export_trained({config_, run_, data_.tokenizer.get(), full_parameter, built_.schemes,
+                  built_.adapted, is_first_rank()});
 }
 
 std::optional<std::string> Trainer::signal_of_any_rank(const StopSignal& stop_signal) {

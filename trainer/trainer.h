@@ -63,8 +63,8 @@ class Trainer {
   // not count. 0 where there were no others.
   double mean_step_seconds() const;
 
-  // The trained model as <run>/hf, a Hugging Face directory.
-  void export_huggingface();
+  // What the run leaves behind; see trained_exports.h.
+  void export_model();
 
  private:
   StepMetrics train_step(int64_t step);

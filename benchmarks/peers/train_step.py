@@ -1,10 +1,10 @@
 """The peer of configs/bench/llama_12m.yaml: the same model, batch and optimizer in PyTorch, eager or torch.compile, in
-bf16 or torchao's float8; under torchrun sharded by FSDP2 over Gloo, each block a group, parameters and computation in
+bf16, torchao's float8 or its fake quantization; under torchrun sharded by FSDP2 over Gloo, each block a group, parameters and computation in
 --dtype, reductions in fp32.
 
 Prints one JSON object: the seconds of each step after the warm-up, tokens a step, peak resident bytes (of rank 0)
 and the last loss (its rank's). Usage: train_step.py [--steps N] [--warmup N] [--threads N] [--compile]
-[--float8 tensorwise|rowwise [--emulate]] [shape options]
+[--float8 tensorwise|rowwise [--emulate]] [--qat 8da4w|int4-weight-only] [shape options]
 batch_size is of all ranks, threads are of each.
 """
 import argparse
@@ -99,6 +99,18 @@ def shard(model, dtype):
     fully_shard(model, **options)
 
 
+def prepare(model, scheme):
+    """8da4w with groups of 32 as in ExecuTorch's recipe, int4 with groups of 128, torchao's default."""
+    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+    if scheme == "8da4w":
+        config = QATConfig(activation_config=IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False),
+                           weight_config=IntxFakeQuantizeConfig(torch.int4, group_size=32), step="prepare")
+    else:
+        config = QATConfig(Int4WeightOnlyConfig(group_size=128), step="prepare")
+    quantize_(model, config, filter_fn=lambda module, name: isinstance(module, nn.Linear) and name != "lm_head")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     shape = dict(vocab_size=4096, dim=384, num_layers=6, num_heads=6, num_kv_heads=2, ffn_dim=1024, seq_len=256,
@@ -109,6 +121,7 @@ def main():
     parser.add_argument("--float8", choices=["tensorwise", "rowwise"], help="torchao's recipe for all layers but lm_head")
     parser.add_argument("--emulate", action="store_true",
                         help="torchao's fp32 products of dequantized operands; on CPU it has no others for rowwise")
+    parser.add_argument("--qat", choices=["8da4w", "int4-weight-only"], help="torchao's scheme for all layers but lm_head")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
@@ -121,6 +134,8 @@ def main():
         recipe = Float8LinearConfig.from_recipe_name(args.float8)
         convert_to_float8_training(model, config=dataclasses.replace(recipe, emulate=args.emulate),
                                    module_filter_fn=lambda module, name: name != "lm_head")
+    if args.qat:
+        prepare(model, args.qat)
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
     if ranks > 1:

@@ -50,8 +50,8 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
       {"data: {[a]: 3}", "c.yaml:1:8: expected a name, got a list or a map"},
       {"xyzzy: {}",
        "c.yaml:1:1: unknown section xyzzy; the sections are job, model, tokenizer, data, training, "
-       "optimizer, lr_scheduler, float8, sparsity, parallelism, activation_checkpoint, comm, checkpoint, "
-       "validation, generation, export, metrics"},
+       "optimizer, lr_scheduler, float8, sparsity, qat, lora, parallelism, activation_checkpoint, "
+       "comm, checkpoint, validation, generation, export, metrics"},
       // Names of other trainers
       {"metrics: {log_freq: 3}",
        "c.yaml:1:11: unknown key metrics.log_freq; did you mean metrics.log_interval?"},
@@ -171,8 +171,8 @@ TEST(ReadConfig, OverridesFollowTheSameRules) {
        "override \"training.step=3\": unknown key training.step; did you mean training.steps?"},
       {"qqq.zzz=3",
        "override \"qqq.zzz=3\": unknown key qqq.zzz; the sections are job, model, tokenizer, data, "
-       "training, optimizer, lr_scheduler, float8, sparsity, parallelism, activation_checkpoint, comm, "
-       "checkpoint, validation, generation, export, metrics"},
+       "training, optimizer, lr_scheduler, float8, sparsity, qat, lora, parallelism, "
+       "activation_checkpoint, comm, checkpoint, validation, generation, export, metrics"},
       {"training.steps", "override \"training.steps\": expected section.key=value"},
       {"steps=3", "override \"steps=3\": expected section.key=value"},
       {"", "override \"\": expected section.key=value"},

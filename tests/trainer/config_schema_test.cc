@@ -95,6 +95,14 @@ sparsity.start_step
 sparsity.end_step
 sparsity.mask_interval
 sparsity.filter_fqns
+qat.scheme
+qat.group_size
+qat.bits
+qat.overrides
+qat.fake_quant_after_n_steps
+lora.rank
+lora.alpha
+lora.targets
 parallelism.data_parallel_replicate_degree
 parallelism.data_parallel_shard_degree
 parallelism.fsdp_reshard_after_forward
@@ -179,8 +187,8 @@ TEST(ConfigDocs, PageIsUpToDate) {
 }
 
 TEST(Configs, ShippedConfigurationsAreValid) {
-  for (const char* name :
-       {"quickstart", "shakespeare_char", "bench/llama_12m", "convergence/llama_3m"}) {
+  for (const char* name : {"quickstart", "shakespeare_char", "bench/llama_12m",
+                           "convergence/llama_3m", "convergence/qat"}) {
     const std::string path = std::string("configs/") + name + ".yaml";
     const TrainConfig config = read_config(path, {});
     EXPECT_EQ(to_yaml(read_config_text(to_yaml(config), name, {})), to_yaml(config)) << path;

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "lora/lora_linear.h"
+#include "nn/layer.h"
+#include "nn/transformer_config.h"
+
+namespace narrowgauge::lora {
+
+// Gives adapters to the Linears below `root` whose name ends, from a dot on, with what one of
+// `targets` matches (a name or a glob: "*_proj", "self_attn.*", "down_proj"), fake-quantized ones
+// included, and freezes every other parameter. After qat::prepare, before fully_shard. Returns the
+// names of those that have adapters. Throws c10::Error for a target that matches no Linear.
+std::vector<std::string> add_adapters(nn::Layer& root, const LoRASpec& spec,
+                                      const std::vector<std::string>& targets);
+
+// Whether a parameter belongs to an adapter, by its name.
+bool is_adapter(const std::string& parameter);
+
+// Fills the rows of an adapter's parameter that begin at row_begin: A with the variance of PEFT's
+// (uniform in +-1 / sqrt(in)) from seed, name and position, B with zeros.
+void initialize_adapter(uint64_t seed, const std::string& parameter, const at::Tensor& shard,
+                        int64_t row_begin);
+
+using FullParameter = std::function<at::Tensor(const std::string& name)>;
+
+// `full_parameter` with the adapters of `linears` (from add_adapters) merged into their weights. A
+// weight is asked for together with its two matrices, in this order: weight, A, B. dtype: in which
+// they are merged, that of forward where the merged weight is quantized.
+FullParameter merged_parameters(const FullParameter& full_parameter,
+                                const std::vector<std::string>& linears, const LoRASpec& spec,
+                                at::ScalarType dtype);
+
+// Writes the adapters alone as the peft library does: adapter_config.json and
+// adapter_model.safetensors with base_model.model.<Hugging Face name>.lora_A.weight and lora_B. Of
+// a fused projection each part has its rows of B and a copy of A. The directory is made.
+// base_model: what adapter_config.json names as such, a path or "". Throws std::runtime_error.
+void write_peft_adapter(const std::filesystem::path& directory, const nn::TransformerConfig& config,
+                        const LoRASpec& spec, const std::string& base_model,
+                        const std::vector<std::string>& linears,
+                        const FullParameter& full_parameter);
+
+}  // namespace narrowgauge::lora

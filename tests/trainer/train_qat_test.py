@@ -1,0 +1,179 @@
+"""Runs of narrowgauge train with qat and lora: schemes learn, resume bit for bit, shard, recompute, begin late, and what is
+exported holds the values that the last forward computed with.
+
+Argument: narrowgauge (the binary; narrowgauge_torch beside it).
+"""
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
+
+NARROWGAUGE = os.path.abspath(sys.argv[1])
+CONFIG = """
+job:          {run_dir: %(run)s}
+model:        {architecture: llama, dim: 32, num_layers: 2, num_heads: 4, num_kv_heads: 2, ffn_dim: 64, max_seq_len: 64}
+tokenizer:    {kind: bytes}
+data:         {train: [%(text)s], validation_fraction: 0.1, cache_dir: %(cache)s}
+training:     {steps: 12, seq_len: 16, local_batch_size: 2, global_batch_size: 8, num_threads: 1, device: cpu}
+optimizer:    {lr: 3.0e-3}
+qat:          {scheme: %(scheme)s}
+validation:   {interval: 6}
+checkpoint:   {interval: 6, keep_latest_k: 0}
+export:       {enable: false}
+"""
+WORDS = "the cat sat on a mat and saw the dog run to the red house by the sea where it slept".split()
+SCHEMES = ["8da4w", "int8-dynamic-act-int8-weight", "float8-dynamic-act-float8-weight", "mxfp4", "nvfp4", "gguf-q4_0"]
+
+
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class TrainQAT(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        words = random.Random(0)
+        self.text = self.folder / "text.txt"
+        self.text.write_text(" ".join(words.choice(WORDS) for _ in range(4000)))
+
+    def train(self, name, scheme, *overrides, ranks=1):
+        """Returns exit code, standard error and the run's folder."""
+        path = self.folder / f"{name}.yaml"
+        path.write_text(CONFIG % dict(run=self.folder / name, text=self.text, cache=self.folder / "cache", scheme=scheme))
+        launcher = [] if ranks == 1 else ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
+        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                           OMPI_MCA_btl_vader_single_copy_mechanism="none")
+        process = subprocess.run([*launcher, NARROWGAUGE, "train", path, *overrides], capture_output=True, text=True,
+                                 env=environment, timeout=240)
+        return process.returncode, process.stderr, self.folder / name
+
+    def losses(self, name, scheme, *overrides, ranks=1):
+        status, errors, folder = self.train(name, scheme, *overrides, ranks=ranks)
+        self.assertEqual(status, 0, errors)
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in json_lines(folder / "metrics.jsonl")
+                if "loss" in line]
+
+    def test_schemes_learn_and_resume_bit_for_bit(self):
+        reference = self.losses("bf16", "none", "training.steps=30")
+        for scheme in SCHEMES:
+            with self.subTest(scheme):
+                straight = self.losses(scheme, scheme, "training.steps=30")
+                self.assertNotEqual(straight, reference)
+                self.assertLess(abs(straight[-1][1] / reference[-1][1] - 1), 0.1)
+                self.losses(f"{scheme}-again", scheme, "training.steps=30")
+                resumed = self.losses(f"{scheme}-again", scheme, "training.steps=30", "checkpoint.load_step=12")
+                self.assertEqual(resumed, straight)
+
+    def test_it_begins_when_told_and_the_log_says_so(self):
+        plain = self.losses("plain", "none")
+        status, errors, folder = self.train("late", "8da4w", "qat.fake_quant_after_n_steps=5")
+        self.assertEqual(status, 0, errors)
+        self.assertIn("qat 8da4w: fake quantization from step 6 on", errors)
+        self.assertIn("layers.*.self_attn.qkv_proj  32 -> 64  x 2  int4 symmetric per group of 32, inputs int8 asymmetric per token",
+                      errors)
+        self.assertIn("lm_head  32 -> 256  x 1  as it is (prepared by a rule only)", errors)
+        self.assertIn("step 6  fake quantization is on", errors)
+        late = [(line["step"], line["loss"], line["grad_norm"]) for line in json_lines(folder / "metrics.jsonl") if "loss" in line]
+        self.assertEqual(late[:5], plain[:5])
+        self.assertNotEqual(late[5:], plain[5:])
+        resumed = self.losses("late", "8da4w", "qat.fake_quant_after_n_steps=5", "checkpoint.load_step=6")
+        self.assertEqual(resumed, late)
+
+    def test_ranks_and_recomputation_change_no_loss(self):
+        for scheme in ("8da4w", "nvfp4"):
+            with self.subTest(scheme):
+                # Without clipping, whose norm is summed shard by shard: nothing else depends on the mesh.
+                overrides = ["training.max_norm=0"]
+                whole = self.losses(f"{scheme}-whole", scheme, *overrides,
+                                    "parallelism.data_parallel_replicate_degree=2", ranks=2)
+                sharded = self.losses(f"{scheme}-sharded", scheme, *overrides, ranks=2)
+                self.assertEqual([loss for _, loss, _ in sharded], [loss for _, loss, _ in whole])
+                for mode in ("full", "selective"):
+                    recomputed = self.losses(f"{scheme}-{mode}", scheme, *overrides, f"activation_checkpoint.mode={mode}", ranks=2)
+                    self.assertEqual(recomputed, sharded)
+
+    def test_exports_the_codes_that_torchao_would_make(self):
+        for ranks in (1, 2):
+            with self.subTest(ranks=ranks):
+                status, errors, folder = self.train(f"run{ranks}", "8da4w", "export.enable=true", "qat.overrides=[embed_tokens=intx-weight-only bits=8]",
+                                                    ranks=ranks)
+                self.assertEqual(status, 0, errors)
+                weights = load_file(folder / "hf/model.safetensors")
+                self.assertTrue((folder / "quantized/config.json").exists())
+                with safe_open(folder / "quantized/quantized.safetensors", "pt") as file:
+                    described = json.loads(file.metadata()["weights"])
+                    self.assertEqual(len(described), 2 * 7 + 1)
+                    for name, description in described.items():
+                        spec = description["scheme"]["weight"]
+                        weight = weights[f"{name}.weight"].to(torch.bfloat16)
+                        group = spec["group_size"] if spec["granularity"] == "per_group" else weight.shape[1]
+                        low, high = -(2 ** (spec["bits"] - 1)), 2 ** (spec["bits"] - 1) - 1
+                        scale, zero = choose_qparams_affine(weight, MappingType.SYMMETRIC, (1, group), torch.int8, low, high,
+                                                            spec["eps"], zero_point_dtype=torch.int8, keepdim=True)
+                        codes = quantize_affine(weight, (1, group), scale, zero, torch.int8, low, high)
+                        self.assertTrue(torch.equal(file.get_tensor(f"{name}.codes"), codes), name)
+                        self.assertTrue(torch.equal(file.get_tensor(f"{name}.scale"), scale), name)
+
+    def test_lora_trains_its_adapters_alone(self):
+        for scheme in ("none", "8da4w"):
+            with self.subTest(scheme):
+                base, errors, folder = self.train(f"base-{scheme}", "none", "export.enable=true")
+                self.assertEqual(base, 0, errors)
+                # The shape comes with the model.
+                path = self.folder / f"tuned-{scheme}.yaml"
+                path.write_text(f"""
+job:          {{run_dir: {self.folder}/tuned-{scheme}}}
+model:        {{initial_load_path: {folder}/hf}}
+tokenizer:    {{kind: bytes}}
+data:         {{train: [{self.text}], validation_fraction: 0.1, cache_dir: {self.folder}/cache}}
+training:     {{steps: 8, seq_len: 16, local_batch_size: 4, num_threads: 1, device: cpu}}
+optimizer:    {{lr: 1.0e-2}}
+qat:          {{scheme: {scheme}}}
+lora:         {{rank: 4, alpha: 8}}
+""")
+                process = subprocess.run([NARROWGAUGE, "train", path], capture_output=True, text=True, timeout=240)
+                self.assertEqual(process.returncode, 0, process.stderr)
+                self.assertIn("lora rank 4: 8 linears have adapters", process.stderr)
+                tuned = self.folder / f"tuned-{scheme}"
+                before, after = load_file(folder / "hf/model.safetensors"), load_file(tuned / "hf/model.safetensors")
+                adapter = load_file(tuned / "adapter/adapter_model.safetensors")
+                description = json.loads((tuned / "adapter/adapter_config.json").read_text())
+                scaling = description["lora_alpha"] / description["r"]
+                self.assertEqual(len(adapter), 2 * 2 * 7)
+                for name, weight in before.items():
+                    module = "base_model.model." + name.removesuffix(".weight")
+                    if f"{module}.lora_A.weight" in adapter:
+                        merged = weight + scaling * adapter[f"{module}.lora_B.weight"] @ adapter[f"{module}.lora_A.weight"]
+                        tolerance = 1e-5 if scheme == "none" else 2e-2  # merged in bf16, which is what was quantized
+                        torch.testing.assert_close(after[name], merged, rtol=tolerance, atol=tolerance * weight.abs().max().item())
+                        self.assertFalse(torch.equal(after[name], weight), name)
+                    else:
+                        self.assertTrue(torch.equal(after[name], weight), name)
+                self.assertEqual((tuned / "quantized/quantized.safetensors").exists(), scheme != "none")
+
+    def test_mistakes_are_told(self):
+        for overrides, expected in [
+                (["qat.scheme=int5"], "one of none, 8da4w"),
+                (["qat.overrides=[nobody=none]"], "expected a Linear or Embedding that nobody matches"),
+                (["qat.overrides=[lm_head]"], "expected PATTERN=SCHEME"),
+                (["qat.bits=3"], "has no choice of bits"),
+                (["float8.recipe_name=tensorwise"], "expected none with qat"),
+                (["lora.rank=4", "lora.targets=[no_proj]"], "expected a linear whose name ends with no_proj"),
+                (["parallelism.fsdp_reshard_after_forward=2"], "default, always or never with qat")]:
+            with self.subTest(overrides):
+                status, errors, _ = self.train("bad", "8da4w", *overrides)
+                self.assertEqual(status, 2, errors)
+                self.assertIn(expected, errors)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])

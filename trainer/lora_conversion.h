@@ -1,0 +1,23 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "lora/lora_linear.h"
+#include "nn/transformer.h"
+#include "trainer/config.h"
+
+namespace narrowgauge::trainer {
+
+// REQUIRES: config.lora.rank > 0.
+lora::LoRASpec lora_spec(const TrainConfig& config);
+
+// Gives the linears that section `lora` names adapters and freezes all else; none if its rank is 0.
+// After prepare_qat, before fully_shard. Returns the names of the linears. Throws ConfigError.
+std::vector<std::string> add_adapters(const TrainConfig& config, nn::Transformer& model);
+
+// For people, on standard error: how many parameters are trained.
+void describe_adapters(const TrainConfig& config, const std::vector<std::string>& adapted,
+                       const nn::Transformer& model);
+
+}  // namespace narrowgauge::trainer
