@@ -134,7 +134,7 @@ void RankBoardServer::mourn(const Connection& connection) {
   }
   const RankReport last = table_.read()[connection.rank].report;
   table_.raise({"rank " + std::to_string(connection.rank) + " (" + connection.place + ") has died" +
-                    (last.waits_in.empty() ? "" : " in " + last.waits_in),
+                    (last.waits_in.empty() ? "" : "; last heard in " + last.waits_in),
                 /*teller=*/-1});
 }
 

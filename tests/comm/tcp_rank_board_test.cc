@@ -87,7 +87,8 @@ TEST(TcpRankBoard, AConnectionThatEndsWithoutFarewellIsADeath) {
   const auto alarm = alarm_of(zero);
   ASSERT_TRUE(alarm.has_value());
   EXPECT_EQ(alarm->teller, -1);
-  EXPECT_EQ(alarm->cause, "rank 1 (somewhere, process 7) has died in #7 all_gather of 8 bytes");
+  EXPECT_EQ(alarm->cause,
+            "rank 1 (somewhere, process 7) has died; last heard in #7 all_gather of 8 bytes");
 }
 
 TEST(TcpRankBoard, FarewellsAreNoDeath) {
