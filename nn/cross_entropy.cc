@@ -17,25 +17,20 @@
 namespace narrowgauge::nn {
 namespace {
 
-void check_arguments(const at::Tensor& logits, const at::Tensor& targets) {
-  TORCH_CHECK(logits.dim() == 2, "expected logits of shape [N, V], got ", logits.sizes());
-  TORCH_CHECK(targets.dim() == 1 && targets.size(0) == logits.size(0),
-              "expected one target for each of ", logits.size(0), " rows, got ", targets.sizes());
+void check_shapes(const at::Tensor& targets, int64_t rows) {
+  TORCH_CHECK(targets.dim() == 1 && targets.size(0) == rows, "expected one target for each of ",
+              rows, " rows, got ", targets.sizes());
   TORCH_CHECK(targets.scalar_type() == at::kLong, "expected int64 targets, got ",
               targets.scalar_type());
 }
 
+void check_arguments(const at::Tensor& logits, const at::Tensor& targets) {
+  TORCH_CHECK(logits.dim() == 2, "expected logits of shape [N, V], got ", logits.sizes());
+  check_shapes(targets, logits.size(0));
+}
+
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
-
-void check_targets(const at::Tensor& targets, int64_t vocab, int64_t ignore_index) {
-  const auto* target = targets.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < targets.numel(); ++i) {
-    TORCH_CHECK(target[i] == ignore_index || (target[i] >= 0 && target[i] < vocab),
-                "expected targets in [0, ", vocab, ") or ", ignore_index, ", got ", target[i],
-                " at position ", i, "; is the vocabulary smaller than the tokenizer's?");
-  }
-}
 
 // The sum of the rows' losses; log_sum_exp: [rows] out.
 at::Tensor forward_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
@@ -129,6 +124,16 @@ struct CrossEntropySum : torch::autograd::Function<CrossEntropySum> {
 
 }  // namespace
 
+void check_targets(const at::Tensor& targets, int64_t rows, int64_t vocab, int64_t ignore_index) {
+  check_shapes(targets, rows);
+  const auto* target = targets.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows; ++i) {
+    TORCH_CHECK(target[i] == ignore_index || (target[i] >= 0 && target[i] < vocab),
+                "expected targets in [0, ", vocab, ") or ", ignore_index, ", got ", target[i],
+                " at position ", i, "; is the vocabulary smaller than the tokenizer's?");
+  }
+}
+
 at::Tensor cross_entropy_sum_reference(const at::Tensor& logits, const at::Tensor& targets,
                                        int64_t ignore_index) {
   check_arguments(logits, targets);
@@ -150,7 +155,7 @@ at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& targets
               ", got them on ", targets.device());
   const at::Tensor packed = targets.contiguous();
   if (packed.is_cpu()) {
-    check_targets(packed, logits.size(1), ignore_index);
+    check_targets(packed, logits.size(0), logits.size(1), ignore_index);
   }
   return CrossEntropySum::apply(logits, packed, ignore_index);
 }

@@ -22,4 +22,7 @@ at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& targets
 at::Tensor cross_entropy_sum_reference(const at::Tensor& logits, const at::Tensor& targets,
                                        int64_t ignore_index = -100);
 
+// Throws unless targets ([rows] int64, contiguous on the CPU) are in [0, vocab) or ignore_index.
+void check_targets(const at::Tensor& targets, int64_t rows, int64_t vocab, int64_t ignore_index);
+
 }  // namespace narrowgauge::nn

@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "nn/cross_entropy.h"
+#include "nn/linear_cross_entropy.h"
+#include "nn/output_head.h"
 
 namespace narrowgauge::nn {
 namespace {
@@ -71,21 +73,36 @@ Transformer::Transformer(const TransformerConfig& config, const at::TensorOption
   add_child("norm", norm, std::make_shared<RMSNorm>(config.dim, config.norm_eps, options));
   if (!config.tie_word_embeddings) {
     add_child("lm_head", lm_head,
-              std::make_shared<Linear>(LinearSpec{config.dim, config.vocab_size, false}, options));
+              std::static_pointer_cast<Linear>(std::make_shared<OutputHead>(
+                  LinearSpec{config.dim, config.vocab_size, false}, options)));
   }
 }
 
 at::Tensor Transformer::operator()(const at::Tensor& tokens, KVCache* cache) {
-  return hooked(tokens, [this, cache](const at::Tensor& ids) { return logits(ids, cache); });
-}
-
-at::Tensor Transformer::loss_sum(const at::Tensor& tokens, const at::Tensor& targets) {
-  return hooked(tokens, [this, targets](const at::Tensor& ids) {
-    return cross_entropy_sum(logits(ids, nullptr).flatten(0, 1), targets.flatten(), kIgnoredTarget);
+  return hooked(tokens, [this, cache](const at::Tensor& ids) {
+    const at::Tensor x = hidden(ids, cache);
+    return lm_head ? (*lm_head)(x) : at::linear(x, embed_tokens->weight);
   });
 }
 
-at::Tensor Transformer::logits(const at::Tensor& tokens, KVCache* cache) {
+at::Tensor Transformer::loss_sum(const at::Tensor& tokens, const at::Tensor& targets,
+                                 double scale) {
+  return hooked(tokens, [this, targets, scale](const at::Tensor& ids) {
+    return head_loss(hidden(ids, nullptr).flatten(0, 1), targets.flatten(), scale);
+  });
+}
+
+at::Tensor Transformer::head_loss(const at::Tensor& x, const at::Tensor& targets, double scale) {
+  if (!lm_head) {
+    return linear_cross_entropy_sum(x, embed_tokens->weight, targets, scale, kIgnoredTarget);
+  }
+  if (const auto head = std::dynamic_pointer_cast<OutputHead>(lm_head)) {
+    return head->cross_entropy_sum(x, targets, scale, kIgnoredTarget);
+  }
+  return cross_entropy_sum((*lm_head)(x), targets, kIgnoredTarget).mul(scale);
+}
+
+at::Tensor Transformer::hidden(const at::Tensor& tokens, KVCache* cache) {
   TORCH_CHECK(tokens.dim() == 2, "expected tokens [batch, t], got ", tokens.sizes());
   const int64_t first_position = cache != nullptr ? cache->length() : 0;
   const int64_t length = first_position + tokens.size(1);
@@ -106,8 +123,7 @@ at::Tensor Transformer::logits(const at::Tensor& tokens, KVCache* cache) {
   if (cache != nullptr) {
     cache->advance(tokens.size(1));
   }
-  x = (*norm)(x);
-  return lm_head ? (*lm_head)(x) : at::linear(x, embed_tokens->weight);
+  return (*norm)(x);
 }
 
 void check_config(const TransformerConfig& config) {

@@ -58,21 +58,25 @@ class Transformer : public Layer {
   // a cache, the tokens follow those in the cache and are added to it.
   at::Tensor operator()(const at::Tensor& tokens, KVCache* cache = nullptr);
 
-  // The training objective: the sum over valid targets of -log p(target), a scalar in fp32.
-  // targets: as tokens, kIgnoredTarget where there is nothing to predict. The caller divides by the
-  // number of valid targets of the whole global batch, so that ranks and micro-batches weigh by
-  // their tokens.
-  at::Tensor loss_sum(const at::Tensor& tokens, const at::Tensor& targets);
+  // The training objective: `scale` times the sum over valid targets of -log p(target), a scalar in
+  // fp32. targets: as tokens, kIgnoredTarget where there is nothing to predict. Training scales by
+  // one over the number of valid targets of the whole global batch, so that ranks and micro-batches
+  // weigh by their tokens. See linear_cross_entropy_sum: no tensor of all logits, unless a
+  // conversion has replaced lm_head.
+  at::Tensor loss_sum(const at::Tensor& tokens, const at::Tensor& targets, double scale = 1.0);
 
   const TransformerConfig& config() const { return config_; }
 
   std::shared_ptr<Embedding> embed_tokens;
   std::vector<std::shared_ptr<TransformerBlock>> layers;
   std::shared_ptr<RMSNorm> norm;
-  std::shared_ptr<Linear> lm_head;  // null when tied to embed_tokens
+  std::shared_ptr<Linear> lm_head;  // an OutputHead; null when tied to embed_tokens
 
  private:
-  at::Tensor logits(const at::Tensor& tokens, KVCache* cache);
+  // What the head reads: [batch, t, dim].
+  at::Tensor hidden(const at::Tensor& tokens, KVCache* cache);
+  // x: [tokens, dim], targets: [tokens].
+  at::Tensor head_loss(const at::Tensor& x, const at::Tensor& targets, double scale);
 
   TransformerConfig config_;
   RotaryTable rotary_;  // grows to the longest sequence seen

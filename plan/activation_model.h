@@ -3,7 +3,7 @@
 #include "plan/training_spec.h"
 
 // What forward keeps for backward, as the autograd functions of nn/ save it (nn/rms_norm.cc,
-// nn/rotary_embedding.cc, nn/swiglu.cc, nn/cross_entropy.cc; libtorch's linear and attention). A
+// nn/rotary_embedding.cc, nn/causal_attention.cc, nn/swiglu.cc; libtorch's linear and attention). A
 // linear keeps its input; other functions keep what is listed at the fields. Counts for one block
 // and one forward pass; T tokens of e bytes an element, q = num_heads * head_dim,
 // kv = num_kv_heads * head_dim.
@@ -15,7 +15,7 @@ struct BlockActivations {
   double input = 0;           // T dim e: the first norm's input, which is the block's
   double attention_norm = 0;  // T dim e: qkv_proj's input
   double heads_norm = 0;      // T (q + kv) e: inputs of the q and k norms (Qwen3 alone)
-  double heads = 0;           // T (q + 2 kv) e: q, k, v of attention
+  double heads = 0;           // T (q + 2 kv) e: q, k, v of attention, or the projection that holds them
   double attention = 0;       // T q e: its output, o_proj's input
   double residual = 0;        // T dim e: the second norm's input
   double ffn_norm = 0;        // T dim e: gate_up_proj's input

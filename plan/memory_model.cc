@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "nn/loss_chunk.h"
 #include "plan/activation_model.h"
 #include "plan/model_size.h"
 
@@ -42,12 +43,14 @@ Group make_group(const std::vector<ParameterSize>& parameters, const TrainingSpe
 class StepWalk {
  public:
   // With `offloads`, shards, moments and reduced gradients are in another memory. With `emulates`,
-  // FP8 products convert their operands to fp32 first.
-  StepWalk(const TrainingSpec& spec, bool offloads, bool emulates)
+  // FP8 products convert their operands to fp32 first. With `fuses_loss`, forward goes from the
+  // last norm to the loss and its gradients in chunks of rows (nn/linear_cross_entropy.h).
+  StepWalk(const TrainingSpec& spec, bool offloads, bool emulates, bool fuses_loss)
       : spec_(spec),
         shard_bytes_(offloads ? 0 : 4),
         offloads_(offloads),
         emulates_(emulates),
+        fuses_loss_(fuses_loss),
         block_(make_group(block_parameters(spec.model), spec)),
         root_(make_group(root_parameters(spec.model), spec)),
         all_(block_activations(spec)),
@@ -124,8 +127,34 @@ class StepWalk {
     live_.enter("forward of the head");
     // The last block's output and the last norm's, which the head keeps; a row of each norm.
     live_.take(Kind::kActivations, 2 * row_bytes(spec_, spec_.model.dim) + tokens() * 4);
+    if (fuses_loss_) {
+      head_in_chunks();
+      return;
+    }
     // Logits and their log-sum-exp.
     live_.take(Kind::kActivations, row_bytes(spec_, spec_.model.vocab_size) + tokens() * 4);
+  }
+
+  bool is_one_chunk() const { return tokens() <= static_cast<double>(loss_chunk_rows()); }
+  int64_t loss_chunk_rows() const {
+    return nn::loss_chunk_rows(spec_.model.vocab_size, spec_.param_bytes);
+  }
+
+  // Leaves the gradients of the last norm's output, which nothing keeps, and of the head's weight:
+  // an fp32 sum if there are several chunks.
+  void head_in_chunks() {
+    const double rows = std::min(tokens(), static_cast<double>(loss_chunk_rows()));
+    const double logits = rows * static_cast<double>(spec_.model.vocab_size) * param_bytes_;
+    const double row = row_bytes(spec_, spec_.model.dim);
+    live_.take(Kind::kWorkspace, row + logits + tokens() * 4);
+    if (is_one_chunk()) {
+      live_.take(Kind::kGradients, param_bytes_ * table_numel());
+    } else {
+      live_.take(Kind::kGradients, 4 * table_numel());
+      workspace(param_bytes_ * table_numel());  // a chunk's
+    }
+    live_.give(Kind::kWorkspace, logits + tokens() * 4);
+    live_.give(Kind::kActivations, row);
   }
 
   void block_forward(int64_t index) {
@@ -218,8 +247,24 @@ class StepWalk {
 
   void head_backward() {
     live_.enter("backward of the loss");
-    const double logits = row_bytes(spec_, spec_.model.vocab_size);
     const double row = row_bytes(spec_, spec_.model.dim);
+    if (fuses_loss_) {
+      if (!is_one_chunk()) {
+        live_.take(Kind::kGradients, param_bytes_ * table_numel());
+        live_.give(Kind::kGradients, 4 * table_numel());
+      }
+    } else {
+      logits_backward(row);
+    }
+    live_.take(Kind::kWorkspace, row);  // through the last norm
+    live_.take(Kind::kGradients, param_bytes_ * static_cast<double>(spec_.model.dim));
+    live_.give(Kind::kWorkspace, row);
+    live_.give(Kind::kActivations, row + tokens() * 4);
+    // One gradient [T, dim] stays in the workspace while it goes down the blocks.
+  }
+
+  void logits_backward(double row) {
+    const double logits = row_bytes(spec_, spec_.model.vocab_size);
     live_.take(Kind::kWorkspace, logits);  // the gradient of the logits
     live_.give(Kind::kActivations, logits + tokens() * 4);
     live_.enter("backward of the head");
@@ -227,11 +272,6 @@ class StepWalk {
     live_.take(Kind::kGradients, param_bytes_ * table_numel());
     live_.give(Kind::kWorkspace, logits);
     live_.give(Kind::kActivations, row);
-    live_.take(Kind::kWorkspace, row);  // through the last norm
-    live_.take(Kind::kGradients, param_bytes_ * static_cast<double>(spec_.model.dim));
-    live_.give(Kind::kWorkspace, row);
-    live_.give(Kind::kActivations, row + tokens() * 4);
-    // One gradient [T, dim] stays in the workspace while it goes down the blocks.
   }
 
   void compute_block_again() {
@@ -347,6 +387,7 @@ class StepWalk {
   double shard_bytes_;
   bool offloads_;
   bool emulates_;
+  bool fuses_loss_;
   Group block_;
   Group root_;
   BlockActivations all_;
@@ -362,7 +403,7 @@ class StepWalk {
 
 MemoryPlan plan_memory(const TrainingSpec& spec, const Hardware& hardware) {
   const LiveBytes live = StepWalk(spec, spec.cpu_offload && !hardware.is_cpu(),
-                                  spec.uses_float8() && hardware.fp8_flops == 0)
+                                  spec.uses_float8() && hardware.fp8_flops == 0, hardware.is_cpu())
                              .walk();
   MemoryPlan plan = {live.peak(), live.peak_moment(), {}};
   if (hardware.is_cpu()) {

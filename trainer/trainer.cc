@@ -350,14 +350,14 @@ at::Tensor Trainer::accumulate_gradients(int64_t step, double lr) {
   for (int64_t i = 0; i < num_micro_batches; ++i) {
     data::Batch& batch = batches[i];
     fsdp::set_requires_gradient_sync(*model_, i == num_micro_batches - 1);
-    const at::Tensor loss_sum = model_->loss_sum(to_tensor(batch.inputs, batch, device_),
-                                                 to_tensor(batch.targets, batch, device_));
-    const at::Tensor mean = loss_sum.div(global_valid);
+    const at::Tensor part =
+        model_->loss_sum(to_tensor(batch.inputs, batch, device_),
+                         to_tensor(batch.targets, batch, device_), 1.0 / global_valid);
     if (i == num_micro_batches - 1) {
       optimizer_->begin_last_backward(lr);
     }
-    mean.backward();
-    loss.add_(mean.detach());
+    part.backward();
+    loss.add_(part.detach());
   }
   return loss;
 }

@@ -5,7 +5,7 @@
 #include "nn/kernels/vector_math.h"
 
 // Traffic in bf16, bytes a logit: forward 2 (the second pass over a row finds it in a cache),
-// backward 4. One exponential a logit in each.
+// backward 4, both in one 4. One exponential a logit in each.
 
 namespace narrowgauge::nn::kernels {
 namespace {
@@ -26,27 +26,53 @@ NG_INLINE LogSumExp log_sum_exp_of(const T* __restrict logits, int64_t vocab) {
   return {largest, std::log(sum)};
 }
 
+// log_sum_exp may be null.
 template <typename T>
 NG_INLINE void forward_rows(const T* logits, const int64_t* targets, float* log_sum_exp,
                             float* loss, int64_t rows, int64_t vocab, int64_t ignore_index) {
   for (int64_t row = 0; row < rows; ++row) {
-    log_sum_exp[row] = 0;
+    LogSumExp parts{0, 0};
     loss[row] = 0;
-    if (targets[row] == ignore_index) {
-      continue;
+    if (targets[row] != ignore_index) {
+      const T* of_row = logits + row * vocab;
+      parts = log_sum_exp_of(of_row, vocab);
+      loss[row] = parts.log_sum + (parts.largest - to_float(of_row[targets[row]]));
     }
-    const T* of_row = logits + row * vocab;
-    const LogSumExp parts = log_sum_exp_of(of_row, vocab);
-    log_sum_exp[row] = parts.largest + parts.log_sum;
-    loss[row] = parts.log_sum + (parts.largest - to_float(of_row[targets[row]]));
+    if (log_sum_exp != nullptr) {
+      log_sum_exp[row] = parts.largest + parts.log_sum;
+    }
   }
 }
 
+// grad may be logits.
 template <typename T>
-NG_INLINE void softmax_row(const T* __restrict logits, float log_sum_exp, float scale,
-                           T* __restrict grad, int64_t vocab) {
+NG_INLINE void gradient_row(const T* logits, int64_t target, float log_sum_exp, float scale,
+                            T* grad, int64_t vocab) {
+  // Again from fp32, so that softmax - 1 is rounded once.
+  const float probability = std::exp(to_float(logits[target]) - log_sum_exp);
+#pragma GCC ivdep
   for (int64_t i = 0; i < vocab; ++i) {
     grad[i] = from_float<T>(exp_f32(to_float(logits[i]) - log_sum_exp) * scale);
+  }
+  grad[target] = from_float<T>((probability - 1.0F) * scale);
+}
+
+template <typename T>
+NG_INLINE void loss_to_gradient_rows(T* logits, const int64_t* targets, float* loss, float scale,
+                                     int64_t rows, int64_t vocab, int64_t ignore_index) {
+  for (int64_t row = 0; row < rows; ++row) {
+    T* of_row = logits + row * vocab;
+    const int64_t target = targets[row];
+    loss[row] = 0;
+    if (target == ignore_index) {
+      for (int64_t i = 0; i < vocab; ++i) {
+        of_row[i] = 0;
+      }
+      continue;
+    }
+    const LogSumExp parts = log_sum_exp_of(of_row, vocab);
+    loss[row] = parts.log_sum + (parts.largest - to_float(of_row[target]));
+    gradient_row(of_row, target, parts.largest + parts.log_sum, scale, of_row, vocab);
   }
 }
 
@@ -64,10 +90,7 @@ NG_INLINE void backward_rows(const T* logits, const int64_t* targets, const floa
       }
       continue;
     }
-    softmax_row(of_row, log_sum_exp[row], grad_loss, grad, vocab);
-    // Again from fp32, so that softmax - 1 is rounded once.
-    const float probability = std::exp(to_float(of_row[target]) - log_sum_exp[row]);
-    grad[target] = from_float<T>((probability - 1.0F) * grad_loss);
+    gradient_row(of_row, target, log_sum_exp[row], grad_loss, grad, vocab);
   }
 }
 
@@ -83,6 +106,29 @@ NG_TARGET_CLONES void cross_entropy(const uint16_t* logits, const int64_t* targe
                                     float* log_sum_exp, float* loss, int64_t rows, int64_t vocab,
                                     int64_t ignore_index) {
   forward_rows(logits, targets, log_sum_exp, loss, rows, vocab, ignore_index);
+}
+
+NG_TARGET_CLONES void cross_entropy_loss(const float* logits, const int64_t* targets, float* loss,
+                                         int64_t rows, int64_t vocab, int64_t ignore_index) {
+  forward_rows(logits, targets, nullptr, loss, rows, vocab, ignore_index);
+}
+
+NG_TARGET_CLONES void cross_entropy_loss(const uint16_t* logits, const int64_t* targets,
+                                         float* loss, int64_t rows, int64_t vocab,
+                                         int64_t ignore_index) {
+  forward_rows(logits, targets, nullptr, loss, rows, vocab, ignore_index);
+}
+
+NG_TARGET_CLONES void cross_entropy_to_gradient(float* logits, const int64_t* targets, float* loss,
+                                                float grad_loss, int64_t rows, int64_t vocab,
+                                                int64_t ignore_index) {
+  loss_to_gradient_rows(logits, targets, loss, grad_loss, rows, vocab, ignore_index);
+}
+
+NG_TARGET_CLONES void cross_entropy_to_gradient(uint16_t* logits, const int64_t* targets,
+                                                float* loss, float grad_loss, int64_t rows,
+                                                int64_t vocab, int64_t ignore_index) {
+  loss_to_gradient_rows(logits, targets, loss, grad_loss, rows, vocab, ignore_index);
 }
 
 NG_TARGET_CLONES void cross_entropy_backward(const float* logits, const int64_t* targets,
