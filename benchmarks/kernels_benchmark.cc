@@ -6,12 +6,16 @@
 // the machine's own speed.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "float8/kernels/cast.h"
 #include "float8/kernels/scaled_gemm.h"
+#include "nn/kernels/attention.h"
 #include "nn/kernels/cross_entropy.h"
 #include "nn/kernels/embedding_lookup.h"
 #include "nn/kernels/normal_init.h"
@@ -19,6 +23,7 @@
 #include "nn/kernels/rotary_embedding.h"
 #include "nn/kernels/swiglu.h"
 #include "optim/kernels/adamw.h"
+#include "vectorize/bfloat16.h"
 
 namespace narrowgauge {
 namespace {
@@ -128,6 +133,120 @@ void BM_SplitAndRotate(benchmark::State& state) {
   run(state, static_cast<int64_t>(qkv.size()) * 4, [&] {
     nn::kernels::split_and_rotate(qkv.data(), out, cosine.data(), sine.data(),
                                   {kLength, kHeads, kKvHeads, kHeadDim}, 0, kRows);
+  });
+}
+
+// Sequences of `length` up to 2048 tokens in all; items are flops, of the visible half of the
+// scores alone. Compare with BM_Float8ScaledGemm, a product without anything around it.
+template <typename T>
+class AttentionRun {
+ public:
+  AttentionRun(nn::kernels::AttentionKernel<T> kernel, int64_t length, int64_t head_dim)
+      : kernel_(kernel),
+        shape_{kRows / length, length, 6, 2, head_dim},
+        qkv_(static_cast<size_t>(kRows * shape_.qkv_row())),
+        out_(static_cast<size_t>(kRows * shape_.out_row())),
+        grad_out_(out_.size()),
+        grad_qkv_(qkv_.size()),
+        log_sum_exp_(static_cast<size_t>(kRows * shape_.num_heads)),
+        cosine_(floats(length * head_dim / 2, 0.6F)),
+        sine_(floats(length * head_dim / 2, 0.8F)),
+        packed_(static_cast<size_t>(kernel.packed_size(shape_) + kLine)),
+        scratch_(static_cast<size_t>(kLine + std::max(kernel.forward_scratch_size(shape_),
+                                                      kernel.backward_scratch_size(shape_)))) {
+    const Bf16s values = bf16s(kRows * shape_.qkv_row());
+    std::transform(values.begin(), values.end(), qkv_.begin(), value_of);
+    std::transform(values.begin(), values.begin() + static_cast<int64_t>(out_.size()),
+                   grad_out_.begin(), value_of);
+  }
+  void forward() {
+    kernel_.pack_keys_values(input(), line_of(packed_), 0, shape_.batch * shape_.num_kv_heads);
+    kernel_.forward(input(), line_of(packed_), out_.data(), log_sum_exp_.data(), line_of(scratch_),
+                    0, shape_.batch * shape_.num_heads * shape_.num_query_blocks());
+  }
+  void backward() {
+    kernel_.backward(input(),
+                     {out_.data(), log_sum_exp_.data(), grad_out_.data(), grad_qkv_.data()},
+                     line_of(scratch_), 0, shape_.batch * shape_.num_kv_heads);
+  }
+  int64_t forward_flops() const {
+    return 2 * kRows * (shape_.length + 1) * shape_.num_heads * shape_.head_dim;
+  }
+
+ private:
+  static T value_of(uint16_t bits) {
+    if constexpr (std::is_same_v<T, float>) {
+      return vectorize::to_float(bits);
+    } else {
+      return bits;
+    }
+  }
+  // Where the first whole cache line of `memory` begins.
+  static float* line_of(Floats& memory) {
+    void* begin = memory.data();
+    size_t size_bytes = memory.size() * sizeof(float);
+    return static_cast<float*>(std::align(64, 64, begin, size_bytes));
+  }
+  nn::kernels::AttentionInput<T> input() const {
+    return {qkv_.data(), cosine_.data(), sine_.data(), shape_};
+  }
+
+  static constexpr int64_t kLine = 16;  // floats of a cache line
+
+  nn::kernels::AttentionKernel<T> kernel_;
+  nn::kernels::AttentionShape shape_;
+  std::vector<T> qkv_;
+  std::vector<T> out_;
+  std::vector<T> grad_out_;
+  std::vector<T> grad_qkv_;
+  Floats log_sum_exp_;
+  Floats cosine_;
+  Floats sine_;
+  Floats packed_;
+  Floats scratch_;
+};
+
+template <typename T>
+void run_attention(benchmark::State& state, nn::kernels::AttentionKernel<T> kernel) {
+  AttentionRun<T> run(kernel, state.range(0), state.range(1));
+  const bool is_forward = state.range(2) == 0;
+  run.forward();
+  for (auto step : state) {
+    if (is_forward) {
+      run.forward();
+    } else {
+      run.backward();
+    }
+    benchmark::ClobberMemory();
+  }
+  // Backward: five products for forward's two.
+  state.SetItemsProcessed(state.iterations() * run.forward_flops() * (is_forward ? 2 : 5) / 2);
+  state.SetLabel(is_forward ? "forward" : "backward");
+}
+
+void BM_Attention(benchmark::State& state) {
+  if (!nn::kernels::has_avx512_attention()) {
+    state.SkipWithError("needs AVX512-BF16");
+    return;
+  }
+  run_attention(state, nn::kernels::avx512_attention());
+}
+
+void BM_AttentionPortable(benchmark::State& state) {
+  run_attention(state, nn::kernels::portable_attention_bf16());
+}
+
+void BM_AttentionFloat(benchmark::State& state) {
+  run_attention(state, nn::kernels::portable_attention_float());
+}
+
+void BM_CrossEntropyToGradient(benchmark::State& state) {
+  Bf16s logits = bf16s(kRows * kVocab);
+  const std::vector<int64_t> targets(static_cast<size_t>(kRows), 7);
+  Floats loss = floats(kRows, 0);
+  run(state, kRows * kVocab * 4, [&] {
+    nn::kernels::cross_entropy_to_gradient(logits.data(), targets.data(), loss.data(), 5e-4F, kRows,
+                                           kVocab, -100);
   });
 }
 
@@ -307,6 +426,10 @@ BENCHMARK(BM_AddRmsNormBackward)->Arg(1)->Arg(0);
 BENCHMARK(BM_SwiGLU)->Arg(1)->Arg(0);
 BENCHMARK(BM_SwiGLUBackward)->Arg(1)->Arg(0);
 BENCHMARK(BM_SplitAndRotate)->Arg(1)->Arg(0);
+BENCHMARK(BM_Attention)->ArgsProduct({{256, 2048}, {64, 128}, {0, 1}});
+BENCHMARK(BM_AttentionPortable)->ArgsProduct({{256}, {64}, {0, 1}});
+BENCHMARK(BM_AttentionFloat)->ArgsProduct({{256}, {64}, {0, 1}});
+BENCHMARK(BM_CrossEntropyToGradient)->Arg(1)->Arg(0);
 BENCHMARK(BM_CrossEntropy)->Arg(1)->Arg(0);
 BENCHMARK(BM_CrossEntropyBackward)->Arg(1)->Arg(0);
 BENCHMARK(BM_SumRows)->Arg(1)->Arg(0);
