@@ -1,6 +1,6 @@
 #include "nn/kernels/attention.h"
 
-// The standard headers that attention_tiles.h needs, before the instructions change: an inline
+// The standard headers that the headers below need, before the instructions change: an inline
 // function of theirs that other files share must not be compiled for AVX-512 here. Our own headers
 // behind the change hold nothing but always_inline functions and templates over Pairs.
 #include <algorithm>
@@ -30,6 +30,8 @@ bool has_avx512_attention() {
 // GCC 12 warns of its own intrinsics, whose "undefined" registers are initialised by themselves.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
+#include "nn/kernels/attention_backward.h"
+#include "nn/kernels/attention_forward.h"
 #include "nn/kernels/attention_tiles.h"
 
 namespace narrowgauge::nn::kernels {

@@ -1,3 +1,5 @@
+#include "nn/kernels/attention_backward.h"
+#include "nn/kernels/attention_forward.h"
 #include "nn/kernels/attention_tiles.h"
 
 namespace narrowgauge::nn::kernels {
