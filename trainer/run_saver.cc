@@ -57,6 +57,12 @@ StepReport RunSaver::after_step(int64_t step, bool is_last) {
   return report;
 }
 
+StepReport RunSaver::settle() {
+  StepReport report;
+  wait(report);
+  return report;
+}
+
 void RunSaver::begin(int64_t step, bool is_last, StepReport& report) {
   const auto started = Clock::now();
   const bool had_to_wait = saver_.is_busy();

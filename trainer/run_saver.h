@@ -28,6 +28,10 @@ class RunSaver {
   // change.
   StepReport after_step(int64_t step, bool is_last);
 
+  // Waits for the save under way, if any: before a run leaves its loop to begin anew from its last
+  // checkpoint.
+  StepReport settle();
+
   // Of the newest complete checkpoint; -1: none.
   int64_t saved_step() const { return saved_step_; }
 

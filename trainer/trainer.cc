@@ -194,6 +194,7 @@ void Trainer::train(const StopSignal& stop_signal, const std::function<void()>& 
     const StepMetrics metrics = train_step(state_.step + 1);
     under_way();
     if (spike()) {
+      tell(saver_.settle());
       break;
     }
     state_.step = metrics.step;
@@ -290,16 +291,19 @@ void Trainer::run_actions_after(int64_t step, StepGuard::Verdict verdict) {
       action->after_skipped_step(step);
       continue;
     }
-    const StepReport report = action->after_step(step);
-    if (!is_first_rank()) {
-      continue;
-    }
-    for (const std::string& line : report.metrics_lines) {
-      metrics_log_->append(line);
-    }
-    for (const std::string& warning : report.warnings) {
-      progress_->message(warning);
-    }
+    tell(action->after_step(step));
+  }
+}
+
+void Trainer::tell(const StepReport& report) {
+  if (!is_first_rank()) {
+    return;
+  }
+  for (const std::string& line : report.metrics_lines) {
+    metrics_log_->append(line);
+  }
+  for (const std::string& warning : report.warnings) {
+    progress_->message(warning);
   }
 }
 
@@ -430,11 +434,8 @@ void Trainer::save(bool is_last) {
   if (!config_.checkpoint.enable) {
     return;
   }
-  const StepReport report = saver_.after_step(state_.step, is_last);
+  tell(saver_.after_step(state_.step, is_last));
   if (is_first_rank()) {
-    for (const std::string& warning : report.warnings) {
-      progress_->message(warning);
-    }
     progress_->set_note(saver_.note());
   }
 }

@@ -71,6 +71,8 @@ class Trainer {
   void record(const StepMetrics& metrics);
   void go_back_from(const LossSpike& spike);
   void run_actions_after(int64_t step, StepGuard::Verdict verdict);
+  // On the first rank, in the log and to people.
+  void tell(const StepReport& report);
   // Of the guard and all actions.
   NamedBuffers named_buffers();
   // That of the checkpoint to go on from, loaded into model, optimizer and buffers; else step 0.
