@@ -20,7 +20,8 @@ struct FakeQuantized {
 };
 
 // x: floating, any rank, converted to `dtype` first, as if it had been. No gradient is recorded.
-// want_clipped: whether `clipped` is asked for. One fused pass where fuses(spec, ...) says.
+// want_clipped: whether `clipped` is asked for. In fp32 and bf16 on the CPU: one pass over x on
+// affine grids, two on others; on a GPU one pass on affine grids, ATen operators on others.
 FakeQuantized fake_quantize_with_clipped(const at::Tensor& x,
                                          const quantization::QuantizationSpec& spec,
                                          at::ScalarType dtype, bool want_clipped);
