@@ -36,7 +36,7 @@ at::Tensor pack_words(const at::Tensor& codes, int bits) {
   const at::Tensor shifted = codes.to(at::kInt).add(int64_t{1} << (bits - 1));
   const at::Tensor padded = at::constant_pad_nd(shifted, {0, words * in_word - codes.size(1)}, 0);
   const at::Tensor places = at::arange(in_word, shifted.options()).mul(bits);
-  return padded.view({codes.size(0), words, in_word})
+  return padded.reshape({codes.size(0), words, in_word})
       .bitwise_left_shift(places)
       .sum({2}, /*keepdim=*/false, at::kInt);
 }
@@ -48,7 +48,7 @@ at::Tensor unpack_words(const at::Tensor& words, int bits, int64_t cols) {
                                .bitwise_right_shift(places)
                                .bitwise_and((int64_t{1} << bits) - 1)
                                .sub(int64_t{1} << (bits - 1));
-  return codes.view({words.size(0), words.size(1) * in_word})
+  return codes.reshape({words.size(0), words.size(1) * in_word})
       .narrow(1, 0, cols)
       .to(at::kChar)
       .contiguous();

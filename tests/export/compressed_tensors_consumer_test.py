@@ -12,6 +12,7 @@ from trained_model import TrainedModel, main
 SCHEMES = [
     (("intx-weight-only", "bits=4", "group_size=32"), "pack-quantized"),
     (("intx-weight-only", "bits=8"), "pack-quantized"),
+    (("intx-weight-only", "bits=4", "group_size=32", "asymmetric"), "pack-quantized"),
     (("int8-weight-only",), "pack-quantized"),
     (("8da4w", "group_size=32"), "pack-quantized"),
     (("int8-dynamic-act-int8-weight",), "int-quantized"),

@@ -1,5 +1,5 @@
 // Rounds the linears of a Hugging Face directory to nearest, for the tests of exports:
-//   quantize_directory FROM TO SCHEME [group_size=N] [bits=N] [eps=X] [lm_head]
+//   quantize_directory FROM TO SCHEME [group_size=N] [bits=N] [eps=X] [asymmetric] [lm_head]
 // Writes TO as `narrowgauge export` reads it, and TO/values.safetensors with what every weight
 // stands for, in the dtype of FROM, under its Hugging Face name.
 #include <filesystem>
@@ -34,6 +34,8 @@ Request parse(int argc, char** argv) {
       request.options.bits = std::stoi(option.substr(5));
     } else if (option.starts_with("eps=")) {
       request.options.eps = std::stod(option.substr(4));
+    } else if (option == "asymmetric") {
+      request.options.mapping = quantization::MappingType::kAsymmetric;
     } else {
       TORCH_CHECK(option == "lm_head", "unknown option ", option);
       request.with_head = true;

@@ -11,7 +11,7 @@ from torchao.core.config import config_from_dict
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import (Float8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig,
                                   Int8DynamicActivationIntxWeightConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig,
-                                  PerAxis, PerGroup, quantize_)
+                                  MappingType, PerAxis, PerGroup, quantize_)
 
 from trained_model import TrainedModel, main
 
@@ -23,6 +23,8 @@ PAIRS = [
     (("int8-dynamic-act-intx-weight", "bits=3", "group_size=-1", EPS),
      Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int3, weight_granularity=PerAxis(0))),
     (("intx-weight-only", "bits=2", "group_size=64", EPS), IntxWeightOnlyConfig(weight_dtype=torch.int2, granularity=PerGroup(64))),
+    (("intx-weight-only", "bits=4", "group_size=32", "asymmetric", EPS),
+     IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32), mapping_type=MappingType.ASYMMETRIC)),
     (("int8-weight-only",), Int8WeightOnlyConfig(version=2)),
     (("int8-dynamic-act-int8-weight",), Int8DynamicActivationInt8WeightConfig(version=2)),
     (("float8-weight-only",), Float8WeightOnlyConfig()),
