@@ -3,19 +3,25 @@
 #include <map>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "checkpoint/huggingface_directory.h"
 #include "comm/self_communicator.h"
 #include "export/fine_grained_fp8_layout.h"
 #include "float8/cast.h"
 #include "float8/select_linears.h"
+#include "lora/adapters.h"
 #include "nn/transformer.h"
+#include "qat/convert.h"
+#include "qat/prepare.h"
 #include "quantization/quantized_model.h"
 #include "trainer/config_reader.h"
 #include "trainer/dtype.h"
 #include "trainer/export_run.h"
 #include "trainer/float8_conversion.h"
+#include "trainer/lora_conversion.h"
 #include "trainer/model_shape.h"
+#include "trainer/qat_conversion.h"
 #include "trainer/run_checkpoint.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_tokenizer.h"
@@ -75,7 +81,57 @@ TrainConfig run_config(const fs::path& path) {
   return config;
 }
 
-ExportSource open_run(const fs::path& path, int64_t step) {
+// What training makes of the plain model, by our names.
+struct Conversions {
+  std::vector<std::pair<std::string, quantization::Scheme>> schemes;  // fake-quantized layers
+  std::vector<std::string> adapted;                                   // linears with adapters
+};
+
+Conversions conversions_of(const TrainConfig& config) {
+  const auto model =
+      std::make_shared<nn::Transformer>(config.model, at::TensorOptions().device(at::kMeta));
+  prepare_qat(config, *model);
+  std::vector<std::string> adapted = add_adapters(config, *model);
+  return {qat::prepared_schemes(*model), std::move(adapted)};
+}
+
+// Adapters are merged in the dtype of forward where forward quantized what it merged, else in fp32.
+lora::FullParameter merged(const TrainConfig& config, const Conversions& conversions,
+                           lora::FullParameter parameter) {
+  if (conversions.adapted.empty()) {
+    return parameter;
+  }
+  const at::ScalarType dtype =
+      conversions.schemes.empty() ? at::kFloat : parse_dtype(config.training.mixed_precision_param);
+  return lora::merged_parameters(parameter, conversions.adapted, lora_spec(config), dtype);
+}
+
+void take_weights(std::shared_ptr<const quantization::QuantizedModel> stored,
+                  const std::string& origin, exports::ExportModel& model) {
+  // The description may speak of plain weights alone.
+  if (!stored->weights.empty()) {
+    model.dtype = stored->weights.begin()->second.dtype;
+  }
+  for (const auto& [module, weight] : stored->weights) {
+    if (weight.dtype != model.dtype) {
+      throw std::runtime_error(origin + ": expected one dtype of forward, got " +
+                               c10::toString(weight.dtype) + " for " + module + " and " +
+                               c10::toString(model.dtype) + " for others");
+    }
+    model.schemes[module] = weight.scheme;
+  }
+  const auto find = [origin](const auto& tensors, const std::string& name) -> const auto& {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) {
+      throw std::runtime_error(origin + ": has no tensor '" + name + "'");
+    }
+    return found->second;
+  };
+  model.plain = [=](const std::string& name) { return find(stored->plain, name); };
+  model.quantized = [=](const std::string& module) { return find(stored->weights, module).tensor; };
+}
+
+ExportSource open_run(const fs::path& path, int64_t step, bool take_quantized) {
   const TrainConfig config = run_config(path);
   const RunDirectory run = RunDirectory::attach(config);
   comm::SelfCommunicator world;
@@ -89,39 +145,28 @@ ExportSource open_run(const fs::path& path, int64_t step) {
   source.tokenizer = load_run_tokenizer(config, run);
   source.model.config = described_model(run, config.model, source.tokenizer.get());
   source.model.dtype = parse_dtype(config.training.mixed_precision_param);
-  source.model.plain = by_piece(config.model, full_parameter_reader(*folder, config.model));
+  const Conversions conversions = conversions_of(config);
+  const auto parameter = merged(config, conversions, full_parameter_reader(*folder, config.model));
+  if (take_quantized && !conversions.schemes.empty()) {
+    take_weights(
+        std::make_shared<quantization::QuantizedModel>(qat::convert(
+            config.model, conversions.schemes, source.model.dtype, source.model.dtype, parameter)),
+        folder->string(), source.model);
+  } else {
+    source.model.plain = by_piece(config.model, parameter);
+  }
   return source;
 }
 
 ExportSource open_quantized(const fs::path& path) {
-  auto stored =
-      std::make_shared<quantization::QuantizedModel>(quantization::read_quantized_model(path));
   ExportSource source;
   source.origin = path;
   source.tokenizer = tokenizer_in(path);
   source.model.config = checkpoint::read_huggingface_config(path);
-  // config.json may speak of plain weights alone.
-  source.model.dtype = stored->weights.empty() ? parse_dtype(source.model.config.dtype)
-                                               : stored->weights.begin()->second.dtype;
-  for (const auto& [module, weight] : stored->weights) {
-    if (weight.dtype != source.model.dtype) {
-      throw std::runtime_error(path.string() + ": expected one dtype of forward, got " +
-                               c10::toString(weight.dtype) + " for " + module + " and " +
-                               c10::toString(source.model.dtype) + " for others");
-    }
-    source.model.schemes[module] = weight.scheme;
-  }
-  const auto find = [path](const auto& tensors, const std::string& name) -> const auto& {
-    const auto found = tensors.find(name);
-    if (found == tensors.end()) {
-      throw std::runtime_error(path.string() + ": has no tensor '" + name + "'");
-    }
-    return found->second;
-  };
-  source.model.plain = [=](const std::string& name) { return find(stored->plain, name); };
-  source.model.quantized = [=](const std::string& module) {
-    return find(stored->weights, module).tensor;
-  };
+  source.model.dtype = parse_dtype(source.model.config.dtype);
+  take_weights(
+      std::make_shared<quantization::QuantizedModel>(quantization::read_quantized_model(path)),
+      path.string(), source.model);
   return source;
 }
 
@@ -144,19 +189,7 @@ ExportSource open_huggingface(const fs::path& path) {
 
 ExportSource open_export_source(const fs::path& path, int64_t step, bool take_quantized) {
   if (fs::exists(path / "config.yaml")) {
-    const fs::path quantized = path / "quantized";
-    if (!take_quantized || !fs::exists(quantized / quantization::kQuantizedModelFile)) {
-      return open_run(path, step);
-    }
-    if (step != -1) {
-      throw std::runtime_error(quantized.string() +
-                               " holds the quantized weights of the end of the run; leave --step "
-                               "out, or name another format than one of quantized weights");
-    }
-    ExportSource source = open_quantized(quantized);
-    const TrainConfig config = run_config(path);
-    source.tokenizer = load_run_tokenizer(config, RunDirectory::attach(config));
-    return source;
+    return open_run(path, step, take_quantized);
   }
   if (fs::exists(path / quantization::kQuantizedModelFile)) {
     return open_quantized(path);

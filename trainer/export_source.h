@@ -19,9 +19,9 @@ struct ExportSource {
 
 // `path` is a quantized model of ours (quantized.safetensors), a Hugging Face directory, or a run
 // directory. Of a run: the newest checkpoint, or that of `step`, in the dtype in which its forward
-// computes; with take_quantized RUN/quantized, where training has left one. Weights are read one at
-// a time, when they are asked for, except that a quantized model is mapped whole. Throws
-// std::runtime_error for what is missing or damaged.
+// computes, adapters merged; with take_quantized and a section `qat` quantized as the last forward
+// did. Plain weights are read one at a time, when they are asked for; quantized ones are held
+// whole. Throws std::runtime_error for what is missing or damaged.
 ExportSource open_export_source(const std::filesystem::path& path, int64_t step,
                                 bool take_quantized);
 

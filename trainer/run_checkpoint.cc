@@ -176,18 +176,24 @@ RunState load_run(const fs::path& folder, const RunState& expected, const TrainC
 std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(
     const fs::path& folder, const nn::TransformerConfig& config) {
   auto saved = std::make_shared<checkpoint::Checkpoint>(checkpoint::Checkpoint::open(folder));
-  return [saved, config](const std::string& fqn) {
-    for (const checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config)) {
-      if (spec.name == fqn) {
-        const std::string name = "model." + fqn;
-        const at::Tensor whole = at::empty(
-            spec.sizes, is_bfloat16(saved->manifest(), name) ? at::kBFloat16 : at::kFloat);
-        const checkpoint::ShardChunk destination{name, whole, spec.sizes, 0};
-        saved->load({&destination, 1});
-        return whole;
-      }
-    }
-    throw std::logic_error("no parameter " + fqn);
+  std::map<std::string, std::vector<int64_t>> sizes;
+  for (checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config)) {
+    sizes[spec.name] = std::move(spec.sizes);
+  }
+  return [saved, sizes](const std::string& fqn) {
+    const std::string name = "model." + fqn;
+    const auto& tensors = saved->manifest().tensors;
+    const auto expected = sizes.find(fqn);
+    const auto found = tensors.find(name);
+    TORCH_CHECK(expected != sizes.end() || found != tensors.end(), "the checkpoint has no '", name,
+                "'");
+    // What is no parameter of the model, an adapter, has the sizes it was saved with.
+    const auto& whole_sizes = expected != sizes.end() ? expected->second : found->second.sizes;
+    const at::Tensor whole =
+        at::empty(whole_sizes, is_bfloat16(saved->manifest(), name) ? at::kBFloat16 : at::kFloat);
+    const checkpoint::ShardChunk destination{name, whole, whole_sizes, 0};
+    saved->load({&destination, 1});
+    return whole;
   };
 }
 

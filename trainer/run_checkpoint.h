@@ -61,7 +61,7 @@ RunState load_run(const std::filesystem::path& folder, const RunState& expected,
                   optim::Optimizer& optimizer, const NamedBuffers& buffers,
                   std::vector<std::string>& notes);
 
-// Reads whole parameters of a checkpoint, one at a time, on one rank.
+// Reads whole parameters of a checkpoint, adapters included, one at a time, on one rank.
 std::function<at::Tensor(const std::string& fqn)> full_parameter_reader(
     const std::filesystem::path& folder, const nn::TransformerConfig& config);
 

@@ -1,14 +1,12 @@
 """gguf-py, llama.cpp's own reader, and transformers read what --format gguf writes."""
 import consumers  # noqa: F401
 
-import shutil
-
 import gguf
 import numpy as np
 import torch
 import transformers
 
-from trained_model import QUANTIZE, TrainedModel, main, run
+from trained_model import TrainedModel, main
 
 NAMES = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
          "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
@@ -104,17 +102,6 @@ class Gguf(TrainedModel):
         reference = self.reference({name: weight.float() for name, weight in values.items()}, torch.float32)
         _, agreement = self.compare("transformers gguf-q4_0", self.logits(reference), self.logits(loaded))
         self.assertEqual(agreement, 1.0)
-
-    def test_what_a_run_has_quantized_is_taken(self):
-        quantized = self.run_dir / "quantized"
-        run(QUANTIZE, self.plain, quantized, "gguf-q8_0")
-        self.addCleanup(shutil.rmtree, quantized)
-        exported, report = self.export(self.run_dir, "gguf", "--logits-tokens", "8")
-        self.assertIn("14 quantized weights", report)
-        reader = self.check(exported, self.values(quantized), "Q8_0")
-        self.assertEqual(len(reader.fields["tokenizer.ggml.tokens"].contents()), 256)  # the run's own
-        with self.assertRaisesRegex(AssertionError, "leave --step out"):
-            self.export(self.run_dir, "gguf", "--step", "150")
 
     def test_another_grid_is_refused(self):
         with self.assertRaisesRegex(AssertionError, "with the numbers it was trained with: scheme int8-dynamic-act-int4"):
