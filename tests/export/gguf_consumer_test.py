@@ -71,7 +71,7 @@ class Gguf(TrainedModel):
                 if "proj" in name:
                     expected = gguf.quants.quantize(permuted(name, weight.numpy()), type)
                     different = tensors[gguf_name(name)].data != expected
-                    self.assertLessEqual(different.sum(), 0 if type.name == "Q8_0" else 3e-4 * different.size,
+                    self.assertLessEqual(different.sum(), 0 if type.name == "Q8_0" else 2 + 1e-3 * different.size,
                                          f"{scheme} {name}")
 
     def test_plain_types(self):
