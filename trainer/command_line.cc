@@ -140,6 +140,46 @@ EvalOptions parse_eval(std::span<const std::string> arguments) {
   return options;
 }
 
+QuantizeOptions parse_quantize(std::span<const std::string> arguments) {
+  const CommandArguments parsed("quantize", arguments);
+  QuantizeOptions options = {
+      .model = parsed.text("model"),
+      .output = parsed.text("output"),
+      .scheme = parsed.text("scheme"),
+      .group_size = {},
+      .bits = {},
+      .mapping = {},
+      .method = parsed.choice("method", {"rtn", "hqq", "gptq", "awq", "smoothquant"}),
+      .tokenizer = parsed.text("tokenizer"),
+      .calibration = parsed.list("calibration"),
+      .samples = parsed.integer("samples", 1),
+      .seq_len = parsed.integer("seq-len", 0),
+      .act_order = parsed.flag("act-order"),
+      .alpha = parsed.fraction("alpha"),
+      .min_sqnr_db = parsed.number("min-sqnr-db", CommandArguments::kUnbounded, true),
+      .include_head = parsed.flag("include-head")};
+  if (parsed.given("group-size")) {
+    options.group_size = parsed.integer("group-size", 1);
+  }
+  if (parsed.given("bits")) {
+    options.bits = parsed.integer("bits", 1);
+  }
+  if (parsed.given("mapping")) {
+    options.mapping = parsed.choice("mapping", {"symmetric", "asymmetric"});
+  }
+  const bool needs_text = options.method == "gptq" || options.method == "awq" ||
+                          options.method == "smoothquant" || options.scheme == "auto";
+  if (needs_text && options.calibration.empty()) {
+    throw UsageError("--calibration: expected text for " +
+                     (options.scheme == "auto" ? "--scheme auto" : "--method " + options.method) +
+                     ", got none; name files of text like what the model will read");
+  }
+  if (options.scheme == "auto" && options.method != "rtn") {
+    throw parsed.mismatch("method", "rtn with --scheme auto", "; its errors are those of rounding");
+  }
+  return options;
+}
+
 ExportOptions parse_export(std::span<const std::string> arguments) {
   const CommandArguments parsed("export", arguments);
   ExportOptions options;

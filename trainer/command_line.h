@@ -78,6 +78,24 @@ struct EvalOptions {
   bool json = false;
 };
 
+struct QuantizeOptions {
+  std::string model;
+  std::string output;
+  std::string scheme;  // of quantization/scheme.h, or "auto"
+  std::optional<int64_t> group_size;
+  std::optional<int64_t> bits;
+  std::optional<std::string> mapping;  // symmetric | asymmetric
+  std::string method = "rtn";          // rtn | hqq | gptq | awq | smoothquant
+  std::string tokenizer;
+  std::vector<std::string> calibration;  // text files, or .bin files of token ids
+  int64_t samples = 128;                 // windows of the calibration text
+  int64_t seq_len = 0;                   // of a window; 0: the model's longest, at most 2048
+  bool act_order = false;
+  double alpha = 0.5;       // SmoothQuant
+  double min_sqnr_db = 30;  // "auto"
+  bool include_head = false;
+};
+
 struct ExportOptions {
   std::string model;  // run directory, quantized model of ours, or Hugging Face directory
   std::string format = "huggingface";
@@ -172,6 +190,7 @@ PlanOptions parse_plan(std::span<const std::string> arguments);
 ReportOptions parse_report(std::span<const std::string> arguments);
 GenerateOptions parse_generate(std::span<const std::string> arguments);
 EvalOptions parse_eval(std::span<const std::string> arguments);
+QuantizeOptions parse_quantize(std::span<const std::string> arguments);
 ExportOptions parse_export(std::span<const std::string> arguments);
 ImportOptions parse_import(std::span<const std::string> arguments);
 CheckpointListOptions parse_checkpoint_list(std::span<const std::string> arguments);

@@ -121,6 +121,32 @@ void add_models(Syntaxes& all) {
       "acc,\n"
       "and acc_norm by characters; LAMBADA by greedy decoding. --compare adds the divergence of\n"
       "each model's distributions from those of --model, and how often both prefer one token.\n"};
+  all["quantize"] = {
+      "Rounds a trained model's weights to codes.",
+      "--model DIR --output DIR --scheme NAME [options]",
+      {kModel,
+       {"output", "DIR", "where to write", "", Argument::kOption, true},
+       {"scheme", "NAME", "how weights are written (docs/QUANTIZATION.md lists them), or auto", "",
+        Argument::kOption, true},
+       {"group-size", "N", "columns that share a scale; default: the scheme's"},
+       {"bits", "N", "of the intx schemes"},
+       {"mapping", "NAME", "of the intx schemes: symmetric or asymmetric"},
+       {"method", "NAME", "rtn, hqq, gptq, awq or smoothquant", "rtn"},
+       {"calibration", "LIST", "text files for gptq, awq, smoothquant and auto"},
+       {"samples", "N", "windows of it, spread over the text", "128"},
+       {"seq-len", "N", "tokens of a window; 0: the model's longest, at most 2048", "0"},
+       {"act-order", "", "gptq: columns of large inputs first"},
+       {"alpha", "A", "smoothquant: share of the inputs' sizes that moves into weights", "0.5"},
+       {"min-sqnr-db", "X", "auto: what each linear's outputs must keep", "30"},
+       {"include-head", "", "lm_head too; not with gptq, awq or smoothquant"},
+       kModelTokenizer},
+      "  narrowgauge quantize --model hf --scheme int8-weight-only --output hf_int8\n"
+      "  narrowgauge quantize --model hf --scheme int4-weight-only --group-size 128 --method gptq "
+      "--calibration text.jsonl --output hf_int4\n"
+      "  narrowgauge quantize --model hf --scheme auto --min-sqnr-db 25 --calibration text.txt "
+      "--output hf_auto\n",
+      "Works block by block and keeps what is done in OUTPUT.partial: started again with the same\n"
+      "arguments, it goes on. eval, generate and export take OUTPUT as a model.\n"};
   all["export"] = {
       "Writes a model for others to load, reads it back and proves it equal.",
       "MODEL [--format NAME] [--output PATH] [--dtype NAME] [--step N]",

@@ -1,27 +1,21 @@
 #include "trainer/eval_command.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
-#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "data/source_files.h"
-#include "data/text_source.h"
-#include "data/token_file.h"
 #include "trainer/device.h"
 #include "trainer/eval_task.h"
 #include "trainer/load_model.h"
 #include "trainer/log_likelihood.h"
 #include "trainer/model_comparison.h"
 #include "trainer/perplexity.h"
+#include "trainer/scored_text.h"
 #include "trainer/stage_progress.h"
 #include "trainer/task_score.h"
 
@@ -30,65 +24,12 @@ namespace {
 
 constexpr int64_t kLongestDefaultWindow = 2048;
 constexpr int64_t kTokensPerBatch = 4096;
-constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
-
-int64_t count_words(const std::string& text) {
-  int64_t words = 0;
-  bool in_word = false;
-  for (const char c : text) {
-    const bool is_space = std::isspace(static_cast<unsigned char>(c)) != 0;
-    words += !is_space && !in_word ? 1 : 0;
-    in_word = !is_space;
-  }
-  return words;
-}
-
-// Where the tokenizer has no token that begins a document, the first one has nothing to be
-// predicted from, and its text does not count.
-ScoredDocument score_text(const std::string& text, const data::Tokenizer& tokenizer) {
-  const std::vector<int32_t> ids = tokenizer.encode_document(text);
-  std::string scored = text;
-  if (!ids.empty() && ids.front() != tokenizer.bos_id()) {
-    scored = text.substr(std::min(text.size(), tokenizer.decode({&ids.front(), 1}).size()));
-  }
-  return {{ids.begin(), ids.end()}, static_cast<int64_t>(scored.size()), count_words(scored)};
-}
-
-ScoredDocument read_token_file(const std::string& path, int64_t vocab_size) {
-  const auto storage = data::open_token_file(path, vocab_size);
-  ScoredDocument document;
-  document.tokens.resize(storage->num_tokens());
-  storage->read(0, document.tokens);
-  return document;
-}
 
 const data::Tokenizer& tokenizer_of(const LoadedModel& loaded, const EvalOptions& options) {
   if (!loaded.tokenizer) {
     throw UsageError(options.model + " has no tokenizer; name one with --tokenizer");
   }
   return *loaded.tokenizer;
-}
-
-std::vector<ScoredDocument> read_documents(const EvalOptions& options, const LoadedModel& loaded) {
-  std::vector<ScoredDocument> documents;
-  std::vector<std::string> texts;
-  for (const std::string& path : data::expand_paths(options.data.at("perplexity"))) {
-    if (std::filesystem::path(path).extension() == ".bin") {
-      documents.push_back(read_token_file(path, loaded.model->config().vocab_size));
-    } else {
-      texts.push_back(path);
-    }
-  }
-  if (texts.empty()) {
-    return documents;
-  }
-  if (!documents.empty()) {
-    throw UsageError("--data: expected text files or .bin files of token ids, got both");
-  }
-  for (const std::string& text : data::read_documents(texts, {}, kNoLimit)) {
-    documents.push_back(score_text(text, tokenizer_of(loaded, options)));
-  }
-  return documents;
 }
 
 nlohmann::ordered_json to_json(const std::optional<double>& value) {
@@ -108,11 +49,8 @@ struct Evaluation {
   }
 
   std::vector<ScoredDocument> documents() const {
-    std::vector<ScoredDocument> all = read_documents(options, loaded);
-    if (std::ranges::none_of(all, [](const auto& d) { return d.tokens.size() > 1; })) {
-      throw std::runtime_error("--data: expected a document of at least two tokens, got none");
-    }
-    return all;
+    return read_scored_documents(options.data.at("perplexity"), loaded.tokenizer.get(),
+                                 loaded.model->config().vocab_size);
   }
 };
 

@@ -9,7 +9,9 @@
 
 #include "checkpoint/huggingface_directory.h"
 #include "checkpoint/huggingface_names.h"
+#include "quantization/quantized_model.h"
 #include "trainer/config_reader.h"
+#include "trainer/install_quantized_model.h"
 #include "trainer/run_directory.h"
 #include "trainer/run_tokenizer.h"
 
@@ -20,7 +22,8 @@ namespace fs = std::filesystem;
 
 bool is_run(const fs::path& path) { return fs::exists(path / "config.yaml"); }
 
-// The Hugging Face directory that `path` is or, as a run, holds.
+}  // namespace
+
 fs::path model_directory(const fs::path& path) {
   if (!is_run(path)) {
     return path;
@@ -41,6 +44,8 @@ fs::path model_directory(const fs::path& path) {
   return exported;
 }
 
+namespace {
+
 std::shared_ptr<const data::Tokenizer> own_tokenizer(const fs::path& path) {
   if (is_run(path)) {
     TrainConfig config = read_config(path / "config.yaml", {});
@@ -55,32 +60,57 @@ std::shared_ptr<const data::Tokenizer> own_tokenizer(const fs::path& path) {
   return nullptr;
 }
 
-}  // namespace
+std::shared_ptr<nn::Transformer> meta_model(const checkpoint::HuggingFaceConfig& config) {
+  const at::ScalarType dtype = config.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  return std::make_shared<nn::Transformer>(config.transformer,
+                                           at::TensorOptions().device(at::kMeta).dtype(dtype));
+}
 
-LoadedModel load_model(const std::string& path, const std::string& tokenizer, at::Device device) {
-  const fs::path directory = model_directory(path);
+std::shared_ptr<nn::Transformer> load_full_width(const fs::path& directory,
+                                                 checkpoint::HuggingFaceConfig& config,
+                                                 at::Device device) {
   const auto source = checkpoint::HuggingFaceDirectory::open(directory);
   for (const std::string& name : source.validate()) {
     std::fprintf(stderr, "%s: tensor %s is not part of the model and is left out\n",
                  directory.c_str(), name.c_str());
   }
-  const at::NoGradGuard no_grad;
-  const at::ScalarType dtype = source.config().dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
-  const nn::TransformerConfig& config = source.config().transformer;
-  LoadedModel loaded;
-  loaded.model =
-      std::make_shared<nn::Transformer>(config, at::TensorOptions().device(at::kMeta).dtype(dtype));
-  for (const checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config)) {
-    loaded.model->replace_parameter(spec.name, source.parameter(spec.name, dtype).to(device));
+  config = source.config();
+  const at::ScalarType dtype = config.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  auto model = meta_model(config);
+  for (const checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config.transformer)) {
+    model->replace_parameter(spec.name, source.parameter(spec.name, dtype).to(device));
   }
-  loaded.tokenizer = tokenizer.empty() ? own_tokenizer(path)
-                                       : data::load_tokenizer(data::guess_tokenizer(tokenizer));
-  if (loaded.tokenizer && loaded.tokenizer->vocab_size() > config.vocab_size) {
+  return model;
+}
+
+}  // namespace
+
+std::shared_ptr<const data::Tokenizer> load_model_tokenizer(const std::string& path,
+                                                            const std::string& tokenizer) {
+  return tokenizer.empty() ? own_tokenizer(path)
+                           : data::load_tokenizer(data::guess_tokenizer(tokenizer));
+}
+
+LoadedModel load_model(const std::string& path, const std::string& tokenizer, at::Device device) {
+  const at::NoGradGuard no_grad;
+  const fs::path directory = model_directory(path);
+  checkpoint::HuggingFaceConfig config;
+  LoadedModel loaded;
+  if (fs::exists(directory / quantization::kQuantizedModelFile)) {
+    config = checkpoint::read_huggingface_config(directory);
+    loaded.model = meta_model(config);
+    install_quantized_model(quantization::read_quantized_model(directory), *loaded.model, device);
+  } else {
+    loaded.model = load_full_width(directory, config, device);
+  }
+  loaded.tokenizer = load_model_tokenizer(path, tokenizer);
+  const int64_t vocab_size = config.transformer.vocab_size;
+  if (loaded.tokenizer && loaded.tokenizer->vocab_size() > vocab_size) {
     throw std::runtime_error("expected a tokenizer of at most the model's " +
-                             std::to_string(config.vocab_size) + " ids, got one of " +
+                             std::to_string(vocab_size) + " ids, got one of " +
                              std::to_string(loaded.tokenizer->vocab_size()));
   }
-  loaded.eos_tokens = source.config().eos_token_ids;
+  loaded.eos_tokens = config.eos_token_ids;
   return loaded;
 }
 

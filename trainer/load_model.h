@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,10 +19,18 @@ struct LoadedModel {
   std::vector<int64_t> eos_tokens;                   // where generation ends
 };
 
-// Loads `path`, a Hugging Face directory or a run directory with hf/ in it, in the dtype it is
-// stored in (float16 as float32). `tokenizer`: "" for the directory's or the run's own, or what
-// data::guess_tokenizer takes. Throws std::runtime_error for what is missing or damaged, naming it,
-// and for a tokenizer whose ids the model does not have.
+// Loads `path`, a Hugging Face directory, a run directory with hf/ in it or a directory that
+// quantize wrote, in the dtype it is stored in (float16 as float32). `tokenizer`: "" for the
+// directory's or the run's own, or what data::guess_tokenizer takes. Throws std::runtime_error for
+// what is missing or damaged, naming it, and for a tokenizer whose ids the model does not have.
 LoadedModel load_model(const std::string& path, const std::string& tokenizer, at::Device device);
+
+// The model directory that `path` is or, as a run, holds. Throws std::runtime_error for a run
+// without one.
+std::filesystem::path model_directory(const std::filesystem::path& path);
+
+// load_model's tokenizer alone.
+std::shared_ptr<const data::Tokenizer> load_model_tokenizer(const std::string& path,
+                                                            const std::string& tokenizer);
 
 }  // namespace narrowgauge::trainer

@@ -136,6 +136,7 @@ int hand_over(const std::string& command, Arguments arguments) {
 
 int generate(Arguments arguments) { return hand_over<parse_generate>("generate", arguments); }
 int eval(Arguments arguments) { return hand_over<parse_eval>("eval", arguments); }
+int quantize(Arguments arguments) { return hand_over<parse_quantize>("quantize", arguments); }
 int export_run(Arguments arguments) { return hand_over<parse_export>("export", arguments); }
 int import_model(Arguments arguments) { return hand_over<parse_import>("import", arguments); }
 
@@ -172,6 +173,7 @@ constexpr Command kCommands[] = {
     {"report", "write a page about runs, or their metrics as CSV", report},
     {"generate", "continue a prompt", generate},
     {"eval", "measure a model: perplexity, tasks, divergence from another", eval},
+    {"quantize", "round a model's weights to codes, after training", quantize},
     {"export", "write a checkpoint as a Hugging Face directory", export_run},
     {"import", "turn a model of another program into a Hugging Face directory", import_model},
     {"checkpoint list", "list the checkpoints of a run", checkpoint_list},

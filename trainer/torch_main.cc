@@ -17,6 +17,7 @@
 #include "trainer/export_command.h"
 #include "trainer/generate_command.h"
 #include "trainer/import_command.h"
+#include "trainer/quantize_command.h"
 #include "trainer/train_command.h"
 
 namespace narrowgauge::trainer {
@@ -32,6 +33,7 @@ const std::map<std::string, Command>& commands() {
       {"generate", [](Arguments a, Session&) { return generate_command(parse_generate(a)); }},
       {"eval", [](Arguments a, Session&) { return eval_command(parse_eval(a)); }},
       {"export", [](Arguments a, Session&) { return export_command(parse_export(a)); }},
+      {"quantize", [](Arguments a, Session&) { return quantize_command(parse_quantize(a)); }},
       {"import", [](Arguments a, Session&) { return import_command(parse_import(a)); }},
   };
   return kCommands;

@@ -13,7 +13,7 @@ import time
 import unittest
 
 BINARY = pathlib.Path(sys.argv.pop(1)).resolve()
-COMMANDS = ["train", "validate", "plan", "report", "generate", "eval", "export", "import",
+COMMANDS = ["train", "validate", "plan", "report", "generate", "eval", "quantize", "export", "import",
             "checkpoint list", "checkpoint verify", "checkpoint diff", "checkpoint export", "checkpoint prune", "tokenizer train", "tokenizer encode",
             "tokenizer decode", "data prepare", "data inspect"]
 MINIMAL = """\
@@ -256,7 +256,8 @@ class FrontBinary(unittest.TestCase):
                        f"{name.split()[0]} without mpirun")
             self.assertEqual(run(*name.split(), binary=front, OMPI_COMM_WORLD_SIZE="1").returncode, 75)
         for other in (["generate", "--model", "m", "--prompt", "-"], ["eval", "--model", "m", "--data", "d"],
-                      ["export", "r"], ["import", "f", "--output", "o"]):
+                      ["export", "r"], ["import", "f", "--output", "o"],
+                      ["quantize", "--model", "m", "--output", "o", "--scheme", "mxfp4"]):
             self.assertEqual(run(*other, binary=front).stdout, f"{other}\n")
 
 

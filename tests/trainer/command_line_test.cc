@@ -107,6 +107,55 @@ TEST(ParseEval, GivesEachTaskItsFiles) {
   EXPECT_EQ(options.limit, 7);
 }
 
+TEST(ParseQuantize, TakesEveryOption) {
+  const QuantizeOptions options = parse_quantize(Arguments{"--model",
+                                                           "m",
+                                                           "--output",
+                                                           "o",
+                                                           "--scheme",
+                                                           "intx-weight-only",
+                                                           "--bits",
+                                                           "3",
+                                                           "--group-size=64",
+                                                           "--mapping",
+                                                           "asymmetric",
+                                                           "--method",
+                                                           "gptq",
+                                                           "--act-order",
+                                                           "--calibration",
+                                                           "a,b.txt",
+                                                           "--samples",
+                                                           "9",
+                                                           "--seq-len",
+                                                           "32",
+                                                           "--alpha",
+                                                           "0.6",
+                                                           "--min-sqnr-db",
+                                                           "20.5",
+                                                           "--include-head",
+                                                           "--tokenizer",
+                                                           "bytes"});
+  EXPECT_EQ(options.bits, 3);
+  EXPECT_EQ(options.group_size, 64);
+  EXPECT_EQ(options.mapping, "asymmetric");
+  EXPECT_EQ(options.method, "gptq");
+  EXPECT_TRUE(options.act_order);
+  EXPECT_EQ(options.calibration, (Arguments{"a", "b.txt"}));
+  EXPECT_EQ(options.samples, 9);
+  EXPECT_EQ(options.seq_len, 32);
+  EXPECT_EQ(options.alpha, 0.6);
+  EXPECT_EQ(options.min_sqnr_db, 20.5);
+  EXPECT_TRUE(options.include_head);
+  EXPECT_EQ(options.tokenizer, "bytes");
+  const QuantizeOptions defaults =
+      parse_quantize(Arguments{"--model", "m", "--output", "o", "--scheme", "mxfp4"});
+  EXPECT_FALSE(defaults.bits || defaults.group_size || defaults.mapping);
+  EXPECT_EQ(defaults.method, QuantizeOptions{}.method);
+  EXPECT_EQ(defaults.samples, QuantizeOptions{}.samples);
+  EXPECT_EQ(defaults.alpha, QuantizeOptions{}.alpha);
+  EXPECT_EQ(defaults.min_sqnr_db, QuantizeOptions{}.min_sqnr_db);
+}
+
 TEST(ParseImport, TakesSourceAndOutput) {
   const ImportOptions options = parse_import(Arguments{"stories.bin", "--output", "out"});
   EXPECT_EQ(options.from, "stories.bin");
@@ -188,6 +237,7 @@ TEST(Parse, SaysWhatIsWrong) {
   const auto validate = [](const Arguments& a) { parse_validate(a); };
   const auto generate = [](const Arguments& a) { parse_generate(a); };
   const auto eval = [](const Arguments& a) { parse_eval(a); };
+  const auto quantize = [](const Arguments& a) { parse_quantize(a); };
   const auto exported = [](const Arguments& a) { parse_export(a); };
   const auto imported = [](const Arguments& a) { parse_import(a); };
   const auto tokenizer_train = [](const Arguments& a) { parse_tokenizer_train(a); };
@@ -260,6 +310,25 @@ TEST(Parse, SaysWhatIsWrong) {
       {eval,
        {"--model", "m", "--data", "d", "--tasks", "piqa", "--compare", "n"},
        "--compare: expected a text to compare on, got \"n\"; add --data perplexity=FILE"},
+      {quantize,
+       {"--model", "m", "--output", "o"},
+       "expected --scheme NAME: how weights are written (docs/QUANTIZATION.md lists them), or "
+       "auto"},
+      {quantize,
+       {"--model", "m", "--output", "o", "--scheme", "mxfp4", "--method", "best"},
+       "--method: expected one of rtn, hqq, gptq, awq, smoothquant, got \"best\""},
+      {quantize,
+       {"--model", "m", "--output", "o", "--scheme", "s", "--method", "gptq"},
+       "--calibration: expected text for --method gptq, got none; name files of text like what the "
+       "model will read"},
+      {quantize,
+       {"--model", "m", "--output", "o", "--scheme", "auto"},
+       "--calibration: expected text for --scheme auto, got none; name files of text like what the "
+       "model will read"},
+      {quantize,
+       {"--model", "m", "--output", "o", "--scheme", "auto", "--calibration", "c", "--method",
+        "hqq"},
+       "--method: expected rtn with --scheme auto, got \"hqq\"; its errors are those of rounding"},
       {exported, {}, "expected RUN: run directory"},
       {exported, {"a", "b"}, "unexpected argument \"b\""},
       {exported,
@@ -324,7 +393,7 @@ TEST(Parse, SaysWhatIsWrong) {
 
 TEST(CommandHelp, ListsEveryOptionAndAnExample) {
   for (const char* command :
-       {"train", "validate", "generate", "eval", "export", "import", "tokenizer train",
+       {"train", "validate", "generate", "eval", "quantize", "export", "import", "tokenizer train",
         "tokenizer encode", "tokenizer decode", "data prepare", "data inspect"}) {
     const std::string help = command_help(command);
     EXPECT_NE(help.find("usage: narrowgauge " + std::string(command) + " "), std::string::npos);
