@@ -106,7 +106,7 @@ nlohmann::ordered_json run_comparison(Evaluation& evaluation) {
   std::vector<std::shared_ptr<nn::Transformer>> models = {evaluation.loaded.model};
   for (const std::string& path : options.compare) {
     names.push_back(path);
-    models.push_back(load_model(path, options.tokenizer, select_device(options.device, 1)).model);
+    models.push_back(load_model(path, options.tokenizer, select_device(options.device)).model);
   }
   const ModelComparison result =
       compare_models(models, evaluation.documents(), evaluation.seq_len, evaluation.batch_size(),
