@@ -15,14 +15,14 @@ struct BlockActivations {
   double input = 0;           // T dim e: the first norm's input, which is the block's
   double attention_norm = 0;  // T dim e: qkv_proj's input
   double heads_norm = 0;      // T (q + kv) e: inputs of the q and k norms (Qwen3 alone)
-  double heads = 0;           // T (q + 2 kv) e: q, k, v of attention, or the projection that holds them
-  double attention = 0;       // T q e: its output, o_proj's input
-  double residual = 0;        // T dim e: the second norm's input
-  double ffn_norm = 0;        // T dim e: gate_up_proj's input
-  double gate_up = 0;         // 2 T ffn_dim e: SwiGLU's input
-  double ffn = 0;             // T ffn_dim e: down_proj's input
-  double rows = 0;            // 4 T (2 + num_heads): one fp32 a row of each norm, a row and head of
-                              // attention
+  double heads = 0;      // T (q + 2 kv) e: q, k, v of attention, or the projection that holds them
+  double attention = 0;  // T q e: its output, o_proj's input
+  double residual = 0;   // T dim e: the second norm's input
+  double ffn_norm = 0;   // T dim e: gate_up_proj's input
+  double gate_up = 0;    // 2 T ffn_dim e: SwiGLU's input
+  double ffn = 0;        // T ffn_dim e: down_proj's input
+  double rows = 0;       // 4 T (2 + num_heads): one fp32 a row of each norm, a row and head of
+                         // attention
   double narrow = 0;  // float8: the operands of one byte an element that its linears keep instead
 
   double total() const;

@@ -6,22 +6,19 @@
 
 namespace narrowgauge::quantization {
 
-QuantizedTensor quantize_float8(const at::Tensor &x,
-                                const QuantizationSpec &spec) {
-  const GroupFactors factors =
-      group_factors(largest_of_groups(x, spec), spec, x.scalar_type());
+QuantizedTensor quantize_float8(const at::Tensor& x, const QuantizationSpec& spec) {
+  const GroupFactors factors = group_factors(largest_of_groups(x, spec), spec, x.scalar_type());
   QuantizedTensor q;
   q.scale = factors.scale;
-  q.codes = float8::to_fp8_saturated(grouped(x.detach(), spec)
-                                         .to(at::kFloat)
-                                         .div(factors.before.unsqueeze(2)),
-                                     at::kFloat8_e4m3fn)
+  q.codes = float8::to_fp8_saturated(
+                grouped(x.detach(), spec).to(at::kFloat).div(factors.before.unsqueeze(2)),
+                at::kFloat8_e4m3fn)
                 .reshape(x.sizes());
   q.spec = spec;
   return q;
 }
 
-at::Tensor dequantize_float8(const QuantizedTensor &q, c10::ScalarType dtype) {
+at::Tensor dequantize_float8(const QuantizedTensor& q, c10::ScalarType dtype) {
   return grouped(q.codes, q.spec)
       .to(at::kFloat)
       .mul(q.scale.unsqueeze(2))
@@ -29,7 +26,7 @@ at::Tensor dequantize_float8(const QuantizedTensor &q, c10::ScalarType dtype) {
       .reshape(q.codes.sizes());
 }
 
-at::Tensor round_rows_to_float8(const at::Tensor &x) {
+at::Tensor round_rows_to_float8(const at::Tensor& x) {
   QuantizationSpec spec;
   spec.grid = Grid::kFloat8;
   spec.granularity = Granularity::kPerRow;
@@ -37,4 +34,4 @@ at::Tensor round_rows_to_float8(const at::Tensor &x) {
   return dequantize_float8(quantize_float8(x, spec), x.scalar_type());
 }
 
-} // namespace narrowgauge::quantization
+}  // namespace narrowgauge::quantization

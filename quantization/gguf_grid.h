@@ -14,11 +14,10 @@ namespace narrowgauge::quantization {
 // Codes are taken with d in fp32, values with d rounded to fp16, as there. d =
 // 0 gives zeros. A block with NaN or an infinity, or with d beyond fp16, gives
 // values that are not finite.
-QuantizedTensor quantize_gguf(const at::Tensor &x,
-                              const QuantizationSpec &spec);
-at::Tensor dequantize_gguf(const QuantizedTensor &q, c10::ScalarType dtype);
+QuantizedTensor quantize_gguf(const at::Tensor& x, const QuantizationSpec& spec);
+at::Tensor dequantize_gguf(const QuantizedTensor& q, c10::ScalarType dtype);
 
 // Where Q4_0's code would be 16 or more: bool, of x's shape.
-at::Tensor clipped_q4_0(const at::Tensor &x, const QuantizationSpec &spec);
+at::Tensor clipped_q4_0(const at::Tensor& x, const QuantizationSpec& spec);
 
-} // namespace narrowgauge::quantization
+}  // namespace narrowgauge::quantization

@@ -2,7 +2,7 @@
 
 namespace narrowgauge::quantization {
 
-at::Tensor grouped(const at::Tensor &x, const QuantizationSpec &spec) {
+at::Tensor grouped(const at::Tensor& x, const QuantizationSpec& spec) {
   TORCH_CHECK(x.dim() >= 1, "expected at least one dimension, got a scalar");
   const int64_t cols = x.size(-1);
   const int64_t group = group_columns(spec, cols);
@@ -16,4 +16,4 @@ at::Tensor grouped(const at::Tensor &x, const QuantizationSpec &spec) {
   return x.reshape({rows, group == 0 ? 0 : cols / group, group});
 }
 
-} // namespace narrowgauge::quantization
+}  // namespace narrowgauge::quantization

@@ -21,7 +21,7 @@ struct QuantizedTensor {
   at::Tensor scale;
   // scale's shape. kInt: of the codes' dtype. kFloat: see ZeroPointDomain.
   std::optional<at::Tensor> zero_point;
-  std::optional<at::Tensor> outer_scale; // NVFP4: fp32, [1, 1]
+  std::optional<at::Tensor> outer_scale;  // NVFP4: fp32, [1, 1]
   QuantizationSpec spec;
 };
 
@@ -29,27 +29,27 @@ struct QuantizedTensor {
 // Not differentiable. Where x holds NaN or an infinity, so do the values of its
 // group, all or some. Throws c10::Error for a last dimension the group does not
 // divide.
-QuantizedTensor quantize(const at::Tensor &x, const QuantizationSpec &spec);
+QuantizedTensor quantize(const at::Tensor& x, const QuantizationSpec& spec);
 
 // The values, as the runtimes of each format compute them. dtype: bf16, fp16 or
 // fp32.
-at::Tensor dequantize(const QuantizedTensor &q, c10::ScalarType dtype);
+at::Tensor dequantize(const QuantizedTensor& q, c10::ScalarType dtype);
 
 // dequantize(quantize(x, spec), x's dtype) bit for bit.
-at::Tensor fake_quantize(const at::Tensor &x, const QuantizationSpec &spec);
+at::Tensor fake_quantize(const at::Tensor& x, const QuantizationSpec& spec);
 
 // Where a value lay beyond the largest or smallest code by more than rounding
 // makes good: bool, of x's shape, where the gradient of fake quantization
 // stops. Undefined for grids whose scales let nothing be clipped (can_clip).
-at::Tensor clipped(const at::Tensor &x, const QuantizationSpec &spec);
-bool can_clip(const QuantizationSpec &spec);
+at::Tensor clipped(const at::Tensor& x, const QuantizationSpec& spec);
+bool can_clip(const QuantizationSpec& spec);
 
 // Rows [begin, end) of a matrix: q_proj of a qkv_proj. Per tensor, the scale
 // stays that of all.
-QuantizedTensor rows(const QuantizedTensor &q, int64_t begin, int64_t end);
+QuantizedTensor rows(const QuantizedTensor& q, int64_t begin, int64_t end);
 
 // Throws c10::Error naming the tensor unless dtypes and shapes are those above:
 // for what was read from a file.
-void check_quantized_tensor(const QuantizedTensor &q);
+void check_quantized_tensor(const QuantizedTensor& q);
 
-} // namespace narrowgauge::quantization
+}  // namespace narrowgauge::quantization

@@ -21,7 +21,7 @@ struct Choices {
 };
 
 struct NamedScheme {
-  const char *name;
+  const char* name;
   Scheme (*make)();
   Choices choices;
 };
@@ -29,8 +29,7 @@ struct NamedScheme {
 QuantizationSpec affine(int bits, int64_t group_size) {
   QuantizationSpec spec;
   spec.bits = bits;
-  spec.granularity =
-      group_size > 0 ? Granularity::kPerGroup : Granularity::kPerRow;
+  spec.granularity = group_size > 0 ? Granularity::kPerGroup : Granularity::kPerRow;
   spec.group_size = std::max<int64_t>(group_size, 0);
   return spec;
 }
@@ -95,11 +94,9 @@ QuantizationSpec blocks(Grid grid, int bits, bool is_signed, int64_t size,
   return spec;
 }
 
-Scheme both_operands(const QuantizationSpec &spec) { return {"", spec, spec}; }
+Scheme both_operands(const QuantizationSpec& spec) { return {"", spec, spec}; }
 
-Scheme float8_both() {
-  return {"", float8(Granularity::kPerRow), float8(Granularity::kPerToken)};
-}
+Scheme float8_both() { return {"", float8(Granularity::kPerRow), float8(Granularity::kPerToken)}; }
 
 const std::array kSchemes = {
     NamedScheme{"int8-dynamic-act-int4-weight",
@@ -107,23 +104,21 @@ const std::array kSchemes = {
                   return Scheme{"", affine(4, 32), asymmetric_int8_tokens()};
                 },
                 {.group_size = true, .eps = true}},
-    NamedScheme{
-        "int8-dynamic-act-intx-weight",
-        [] {
-          return Scheme{"", affine(8, 32), asymmetric_int8_tokens()};
-        },
-        {.group_size = true, .bits = true, .mapping = true, .eps = true}},
+    NamedScheme{"int8-dynamic-act-intx-weight",
+                [] {
+                  return Scheme{"", affine(8, 32), asymmetric_int8_tokens()};
+                },
+                {.group_size = true, .bits = true, .mapping = true, .eps = true}},
     NamedScheme{"int4-weight-only",
                 [] {
                   return Scheme{"", float_zero_point_int4(), {}};
                 },
                 {.group_size = true, .eps = true}},
-    NamedScheme{
-        "intx-weight-only",
-        [] {
-          return Scheme{"", affine(8, 0), {}};
-        },
-        {.group_size = true, .bits = true, .mapping = true, .eps = true}},
+    NamedScheme{"intx-weight-only",
+                [] {
+                  return Scheme{"", affine(8, 0), {}};
+                },
+                {.group_size = true, .bits = true, .mapping = true, .eps = true}},
     NamedScheme{"int8-weight-only",
                 [] {
                   return Scheme{"", affine(8, 0), {}};
@@ -139,74 +134,60 @@ const std::array kSchemes = {
                   return Scheme{"", float8(Granularity::kPerRow), {}};
                 },
                 {.granularity = true}},
-    NamedScheme{
-        "float8-dynamic-act-float8-weight", float8_both, {.granularity = true}},
+    NamedScheme{"float8-dynamic-act-float8-weight", float8_both, {.granularity = true}},
     NamedScheme{"float8-act-int4-weight",
                 [] {
-                  return Scheme{"", int4_of_float8_rows(),
-                                float8(Granularity::kPerToken)};
+                  return Scheme{"", int4_of_float8_rows(), float8(Granularity::kPerToken)};
                 },
                 {.group_size = true, .eps = true}},
-    NamedScheme{"mxfp8",
-                [] {
-                  return both_operands(
-                      blocks(Grid::kMxfp8, 8, true, 32, c10::ScalarType::Byte));
-                },
-                {}},
-    NamedScheme{"mxfp4",
-                [] {
-                  return both_operands(
-                      blocks(Grid::kMxfp4, 4, true, 32, c10::ScalarType::Byte));
-                },
-                {}},
+    NamedScheme{
+        "mxfp8",
+        [] { return both_operands(blocks(Grid::kMxfp8, 8, true, 32, c10::ScalarType::Byte)); },
+        {}},
+    NamedScheme{
+        "mxfp4",
+        [] { return both_operands(blocks(Grid::kMxfp4, 4, true, 32, c10::ScalarType::Byte)); },
+        {}},
     NamedScheme{"nvfp4",
                 [] {
-                  return both_operands(blocks(Grid::kNvfp4, 4, true, 16,
-                                              c10::ScalarType::Float8_e4m3fn));
+                  return both_operands(
+                      blocks(Grid::kNvfp4, 4, true, 16, c10::ScalarType::Float8_e4m3fn));
                 },
                 {}},
-    NamedScheme{"gguf-q4_0",
-                [] {
-                  return Scheme{"",
-                                blocks(Grid::kGgufQ4_0, 4, false, 32,
-                                       c10::ScalarType::Half),
-                                {}};
-                },
-                {}},
-    NamedScheme{"gguf-q8_0",
-                [] {
-                  return Scheme{"",
-                                blocks(Grid::kGgufQ8_0, 8, true, 32,
-                                       c10::ScalarType::Half),
-                                {}};
-                },
-                {}},
+    NamedScheme{
+        "gguf-q4_0",
+        [] {
+          return Scheme{"", blocks(Grid::kGgufQ4_0, 4, false, 32, c10::ScalarType::Half), {}};
+        },
+        {}},
+    NamedScheme{
+        "gguf-q8_0",
+        [] {
+          return Scheme{"", blocks(Grid::kGgufQ8_0, 8, true, 32, c10::ScalarType::Half), {}};
+        },
+        {}},
 };
 
-void refuse_unused(const NamedScheme &scheme, const SchemeOptions &options) {
-  const auto refuse = [&](bool given, bool possible, const char *what) {
-    TORCH_CHECK(!given || possible, "scheme ", scheme.name,
-                " has no choice of ", what, "; leave it out");
+void refuse_unused(const NamedScheme& scheme, const SchemeOptions& options) {
+  const auto refuse = [&](bool given, bool possible, const char* what) {
+    TORCH_CHECK(!given || possible, "scheme ", scheme.name, " has no choice of ", what,
+                "; leave it out");
   };
-  refuse(options.group_size.has_value(), scheme.choices.group_size,
-         "group_size");
+  refuse(options.group_size.has_value(), scheme.choices.group_size, "group_size");
   refuse(options.bits.has_value(), scheme.choices.bits, "bits");
   refuse(options.mapping.has_value(), scheme.choices.mapping, "mapping");
-  refuse(options.granularity.has_value(), scheme.choices.granularity,
-         "granularity");
+  refuse(options.granularity.has_value(), scheme.choices.granularity, "granularity");
   refuse(options.eps.has_value(), scheme.choices.eps, "eps");
 }
 
-void apply_group_size(QuantizationSpec &weight, int64_t group_size) {
+void apply_group_size(QuantizationSpec& weight, int64_t group_size) {
   TORCH_CHECK(group_size == kWholeRow || group_size >= 1,
-              "expected group_size of at least 1, or -1 for a whole row, got ",
-              group_size);
-  weight.granularity =
-      group_size == kWholeRow ? Granularity::kPerRow : Granularity::kPerGroup;
+              "expected group_size of at least 1, or -1 for a whole row, got ", group_size);
+  weight.granularity = group_size == kWholeRow ? Granularity::kPerRow : Granularity::kPerGroup;
   weight.group_size = group_size == kWholeRow ? 0 : group_size;
 }
 
-void apply(const SchemeOptions &options, Scheme &scheme) {
+void apply(const SchemeOptions& options, Scheme& scheme) {
   if (options.group_size) {
     apply_group_size(scheme.weight, *options.group_size);
   }
@@ -214,9 +195,9 @@ void apply(const SchemeOptions &options, Scheme &scheme) {
   scheme.weight.eps = options.eps.value_or(scheme.weight.eps);
   if (options.mapping) {
     scheme.weight.mapping = *options.mapping;
-    scheme.weight.zero_point_domain =
-        *options.mapping == MappingType::kAsymmetric ? ZeroPointDomain::kInt
-                                                     : ZeroPointDomain::kNone;
+    scheme.weight.zero_point_domain = *options.mapping == MappingType::kAsymmetric
+                                          ? ZeroPointDomain::kInt
+                                          : ZeroPointDomain::kNone;
   }
   if (options.granularity) {
     scheme.weight.granularity = *options.granularity;
@@ -227,62 +208,53 @@ void apply(const SchemeOptions &options, Scheme &scheme) {
 }
 
 template <typename Number>
-Number parse_number(const std::string &value, std::string_view text) {
+Number parse_number(const std::string& value, std::string_view text) {
   Number number{};
-  const auto [end, error] =
-      std::from_chars(value.data(), value.data() + value.size(), number);
-  TORCH_CHECK(error == std::errc() && end == value.data() + value.size(),
-              "expected a number, got ", value, " in: ", text);
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+  TORCH_CHECK(error == std::errc() && end == value.data() + value.size(), "expected a number, got ",
+              value, " in: ", text);
   return number;
 }
 
 template <typename T>
-T one_of(const std::map<std::string, T> &words, const std::string &value,
-         std::string_view text) {
+T one_of(const std::map<std::string, T>& words, const std::string& value, std::string_view text) {
   const auto found = words.find(value);
-  TORCH_CHECK(found != words.end(), "expected another word than ", value,
-              " in: ", text);
+  TORCH_CHECK(found != words.end(), "expected another word than ", value, " in: ", text);
   return found->second;
 }
 
-void apply_word(const std::string &key, const std::string &value,
-                std::string_view text, SchemeOptions &options) {
+void apply_word(const std::string& key, const std::string& value, std::string_view text,
+                SchemeOptions& options) {
   if (key == "group_size") {
-    options.group_size =
-        value == "row" ? kWholeRow : parse_number<int64_t>(value, text);
+    options.group_size = value == "row" ? kWholeRow : parse_number<int64_t>(value, text);
   } else if (key == "bits") {
     options.bits = parse_number<int>(value, text);
   } else if (key == "eps") {
     options.eps = parse_number<double>(value, text);
   } else if (key == "mapping") {
-    options.mapping = one_of<MappingType>(
-        {{"symmetric", MappingType::kSymmetric},
-         {"symmetric_no_clipping_err", MappingType::kSymmetricNoClippingError},
-         {"asymmetric", MappingType::kAsymmetric}},
-        value, text);
-  } else if (key == "granularity") {
-    options.granularity =
-        one_of<Granularity>({{"per_tensor", Granularity::kPerTensor},
-                             {"per_row", Granularity::kPerRow}},
+    options.mapping =
+        one_of<MappingType>({{"symmetric", MappingType::kSymmetric},
+                             {"symmetric_no_clipping_err", MappingType::kSymmetricNoClippingError},
+                             {"asymmetric", MappingType::kAsymmetric}},
                             value, text);
+  } else if (key == "granularity") {
+    options.granularity = one_of<Granularity>(
+        {{"per_tensor", Granularity::kPerTensor}, {"per_row", Granularity::kPerRow}}, value, text);
   } else {
-    TORCH_CHECK(false,
-                "expected group_size, bits, mapping, granularity or eps, got ",
-                key, " in: ", text);
+    TORCH_CHECK(false, "expected group_size, bits, mapping, granularity or eps, got ", key,
+                " in: ", text);
   }
 }
 
-} // namespace
+}  // namespace
 
-Scheme scheme_by_name(std::string_view name, const SchemeOptions &options) {
-  const std::string_view full =
-      name == "8da4w" ? "int8-dynamic-act-int4-weight" : name;
-  const auto found = std::find_if(
-      kSchemes.begin(), kSchemes.end(),
-      [&](const NamedScheme &scheme) { return full == scheme.name; });
+Scheme scheme_by_name(std::string_view name, const SchemeOptions& options) {
+  const std::string_view full = name == "8da4w" ? "int8-dynamic-act-int4-weight" : name;
+  const auto found = std::find_if(kSchemes.begin(), kSchemes.end(),
+                                  [&](const NamedScheme& scheme) { return full == scheme.name; });
   if (found == kSchemes.end()) {
     std::string names;
-    for (const std::string &known : scheme_names()) {
+    for (const std::string& known : scheme_names()) {
       names += (names.empty() ? "" : ", ") + known;
     }
     TORCH_CHECK(false, "expected a scheme (", names, "), got ", name);
@@ -302,8 +274,7 @@ Scheme parse_scheme(std::string_view text) {
   SchemeOptions options;
   for (std::string word; words >> word;) {
     const size_t equals = word.find('=');
-    TORCH_CHECK(equals != std::string::npos,
-                "expected NAME key=value ..., got ", text);
+    TORCH_CHECK(equals != std::string::npos, "expected NAME key=value ..., got ", text);
     apply_word(word.substr(0, equals), word.substr(equals + 1), text, options);
   }
   return scheme_by_name(name, options);
@@ -311,10 +282,10 @@ Scheme parse_scheme(std::string_view text) {
 
 std::vector<std::string> scheme_names() {
   std::vector<std::string> names;
-  for (const NamedScheme &scheme : kSchemes) {
+  for (const NamedScheme& scheme : kSchemes) {
     names.emplace_back(scheme.name);
   }
   return names;
 }
 
-} // namespace narrowgauge::quantization
+}  // namespace narrowgauge::quantization

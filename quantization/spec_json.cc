@@ -14,7 +14,7 @@ namespace {
 using checkpoint::json_value;
 
 template <typename T, size_t n>
-using Words = std::array<std::pair<const char *, T>, n>;
+using Words = std::array<std::pair<const char*, T>, n>;
 
 constexpr Words<Grid, 7> kGrids = {{{"affine", Grid::kAffine},
                                     {"float8", Grid::kFloat8},
@@ -28,62 +28,55 @@ constexpr Words<MappingType, 4> kMappings = {
      {"symmetric_no_clipping_err", MappingType::kSymmetricNoClippingError},
      {"asymmetric", MappingType::kAsymmetric},
      {"symmetric_full_range", MappingType::kSymmetricFullRange}}};
-constexpr Words<Granularity, 4> kGranularities = {
-    {{"per_tensor", Granularity::kPerTensor},
-     {"per_token", Granularity::kPerToken},
-     {"per_row", Granularity::kPerRow},
-     {"per_group", Granularity::kPerGroup}}};
-constexpr Words<ZeroPointDomain, 3> kDomains = {
-    {{"int", ZeroPointDomain::kInt},
-     {"float", ZeroPointDomain::kFloat},
-     {"none", ZeroPointDomain::kNone}}};
-constexpr Words<c10::ScalarType, 8> kDtypes = {
-    {{"input", kInputDtype},
-     {"float32", c10::ScalarType::Float},
-     {"bfloat16", c10::ScalarType::BFloat16},
-     {"float16", c10::ScalarType::Half},
-     {"int8", c10::ScalarType::Char},
-     {"uint8", c10::ScalarType::Byte},
-     {"int32", c10::ScalarType::Int},
-     {"float8_e4m3fn", c10::ScalarType::Float8_e4m3fn}}};
+constexpr Words<Granularity, 4> kGranularities = {{{"per_tensor", Granularity::kPerTensor},
+                                                   {"per_token", Granularity::kPerToken},
+                                                   {"per_row", Granularity::kPerRow},
+                                                   {"per_group", Granularity::kPerGroup}}};
+constexpr Words<ZeroPointDomain, 3> kDomains = {{{"int", ZeroPointDomain::kInt},
+                                                 {"float", ZeroPointDomain::kFloat},
+                                                 {"none", ZeroPointDomain::kNone}}};
+constexpr Words<c10::ScalarType, 8> kDtypes = {{{"input", kInputDtype},
+                                                {"float32", c10::ScalarType::Float},
+                                                {"bfloat16", c10::ScalarType::BFloat16},
+                                                {"float16", c10::ScalarType::Half},
+                                                {"int8", c10::ScalarType::Char},
+                                                {"uint8", c10::ScalarType::Byte},
+                                                {"int32", c10::ScalarType::Int},
+                                                {"float8_e4m3fn", c10::ScalarType::Float8_e4m3fn}}};
 
 template <typename T, size_t n>
-const char *word_of(const Words<T, n> &words, T value) {
-  for (const auto &[word, meaning] : words) {
+const char* word_of(const Words<T, n>& words, T value) {
+  for (const auto& [word, meaning] : words) {
     if (meaning == value) {
       return word;
     }
   }
-  TORCH_CHECK(false, "expected a value with a name, got ",
-              static_cast<int>(value));
+  TORCH_CHECK(false, "expected a value with a name, got ", static_cast<int>(value));
 }
 
 template <typename T, size_t n>
-T by_word(const Words<T, n> &words, const std::string &word,
-          const std::string &source) {
+T by_word(const Words<T, n>& words, const std::string& word, const std::string& source) {
   std::string known;
-  for (const auto &[name, meaning] : words) {
+  for (const auto& [name, meaning] : words) {
     if (word == name) {
       return meaning;
     }
     known += (known.empty() ? "" : ", ") + std::string(name);
   }
-  throw std::runtime_error(source + ": expected one of " + known + ", got " +
-                           word);
+  throw std::runtime_error(source + ": expected one of " + known + ", got " + word);
 }
 
 template <typename T, size_t n>
-T field(const nlohmann::json &json, const char *key, const Words<T, n> &words,
-        const std::string &source) {
-  return by_word(words, json_value<std::string>(json, key, source),
-                 source + "." + key);
+T field(const nlohmann::json& json, const char* key, const Words<T, n>& words,
+        const std::string& source) {
+  return by_word(words, json_value<std::string>(json, key, source), source + "." + key);
 }
 
 constexpr size_t kNumSpecFields = 11;
 
-} // namespace
+}  // namespace
 
-nlohmann::ordered_json to_json(const QuantizationSpec &spec) {
+nlohmann::ordered_json to_json(const QuantizationSpec& spec) {
   return {{"grid", word_of(kGrids, spec.grid)},
           {"bits", spec.bits},
           {"is_signed", spec.is_signed},
@@ -97,26 +90,23 @@ nlohmann::ordered_json to_json(const QuantizationSpec &spec) {
           {"float8_rows_first", spec.float8_rows_first}};
 }
 
-nlohmann::ordered_json to_json(const Scheme &scheme) {
-  nlohmann::ordered_json json = {{"name", scheme.name},
-                                 {"weight", to_json(scheme.weight)}};
+nlohmann::ordered_json to_json(const Scheme& scheme) {
+  nlohmann::ordered_json json = {{"name", scheme.name}, {"weight", to_json(scheme.weight)}};
   if (scheme.activation) {
     json["activation"] = to_json(*scheme.activation);
   }
   return json;
 }
 
-QuantizationSpec spec_from_json(const nlohmann::json &json,
-                                const std::string &source) {
+QuantizationSpec spec_from_json(const nlohmann::json& json, const std::string& source) {
   if (!json.is_object() || json.size() != kNumSpecFields) {
-    throw std::runtime_error(source + ": expected an object of " +
-                             std::to_string(kNumSpecFields) + " fields");
+    throw std::runtime_error(source + ": expected an object of " + std::to_string(kNumSpecFields) +
+                             " fields");
   }
   QuantizationSpec spec;
   spec.grid = field(json, "grid", kGrids, source);
   const int64_t bits = json_value<int64_t>(json, "bits", source);
-  spec.bits = bits >= 1 && bits <= 8 ? static_cast<int>(bits)
-                                     : 0; // 0: check_spec refuses it
+  spec.bits = bits >= 1 && bits <= 8 ? static_cast<int>(bits) : 0;  // 0: check_spec refuses it
   spec.is_signed = json_value<bool>(json, "is_signed", source);
   spec.granularity = field(json, "granularity", kGranularities, source);
   spec.group_size = json_value<int64_t>(json, "group_size", source);
@@ -128,35 +118,30 @@ QuantizationSpec spec_from_json(const nlohmann::json &json,
   spec.float8_rows_first = json_value<bool>(json, "float8_rows_first", source);
   try {
     check_spec(spec);
-  } catch (const c10::Error &error) {
+  } catch (const c10::Error& error) {
     throw std::runtime_error(source + ": " + error.what_without_backtrace());
   }
   return spec;
 }
 
-Scheme scheme_from_json(const nlohmann::json &json, const std::string &source) {
+Scheme scheme_from_json(const nlohmann::json& json, const std::string& source) {
   if (!json.is_object() || !json.contains("weight") ||
       json.size() != (json.contains("activation") ? 3U : 2U)) {
-    throw std::runtime_error(source +
-                             ": expected name, weight and perhaps activation");
+    throw std::runtime_error(source + ": expected name, weight and perhaps activation");
   }
   Scheme scheme;
   scheme.name = json_value<std::string>(json, "name", source);
   scheme.weight = spec_from_json(json["weight"], source + ".weight");
   if (json.contains("activation")) {
-    scheme.activation =
-        spec_from_json(json["activation"], source + ".activation");
+    scheme.activation = spec_from_json(json["activation"], source + ".activation");
   }
   return scheme;
 }
 
-std::string dtype_name(c10::ScalarType dtype) {
-  return word_of(kDtypes, dtype);
-}
+std::string dtype_name(c10::ScalarType dtype) { return word_of(kDtypes, dtype); }
 
-c10::ScalarType dtype_by_name(const std::string &name,
-                              const std::string &source) {
+c10::ScalarType dtype_by_name(const std::string& name, const std::string& source) {
   return by_word(kDtypes, name, source);
 }
 
-} // namespace narrowgauge::quantization
+}  // namespace narrowgauge::quantization

@@ -59,9 +59,9 @@ at::Tensor block_rows(const BlockSparseMatrix& matrix) {
 BlockSparseMatrix to_block_sparse(const at::Tensor& weight, int64_t block_size) {
   TORCH_CHECK(block_size > 0 && block_size % 16 == 0, "expected a block_size that 16 divides, got ",
               block_size);
-  TORCH_CHECK(weight.dim() == 2 && weight.size(0) % block_size == 0 &&
-                  weight.size(1) % block_size == 0,
-              "expected [rows, cols], both multiples of ", block_size, ", got ", weight.sizes());
+  TORCH_CHECK(
+      weight.dim() == 2 && weight.size(0) % block_size == 0 && weight.size(1) % block_size == 0,
+      "expected [rows, cols], both multiples of ", block_size, ", got ", weight.sizes());
   TORCH_CHECK(weight.is_cpu() && nn::has_kernel(weight), "expected fp32 or bf16 on the CPU, got ",
               weight.dtype(), " on ", weight.device());
   const at::Tensor blocks = block_view(weight.detach().contiguous(), block_size);
@@ -85,10 +85,10 @@ BlockSparseMatrix transpose(const BlockSparseMatrix& matrix) {
 }
 
 at::Tensor block_sparse_matmul(const at::Tensor& x, const BlockSparseMatrix& weight) {
-  TORCH_CHECK(x.dim() == 2 && x.size(1) == weight.cols &&
-                  x.scalar_type() == weight.values.scalar_type(),
-              "expected ", weight.values.dtype(), " [tokens, ", weight.cols, "], got ", x.dtype(),
-              " ", x.sizes());
+  TORCH_CHECK(
+      x.dim() == 2 && x.size(1) == weight.cols && x.scalar_type() == weight.values.scalar_type(),
+      "expected ", weight.values.dtype(), " [tokens, ", weight.cols, "], got ", x.dtype(), " ",
+      x.sizes());
   if (!weight.packed.defined()) {
     return at::mm(x, to_dense(weight).t());
   }

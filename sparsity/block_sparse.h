@@ -6,8 +6,8 @@
 
 namespace narrowgauge::sparsity {
 
-// A matrix [rows, cols] of square blocks, most of them zero: block compressed rows (BSR), as torch's
-// to_sparse_bsr. fp32 or bf16; products in bf16 on the CPU where the processor has them.
+// A matrix [rows, cols] of square blocks, most of them zero: block compressed rows (BSR), as
+// torch's to_sparse_bsr. fp32 or bf16; products in bf16 on the CPU where the processor has them.
 struct BlockSparseMatrix {
   int64_t rows = 0;
   int64_t cols = 0;
@@ -20,8 +20,8 @@ struct BlockSparseMatrix {
   int64_t num_blocks() const { return values.size(0); }
 };
 
-// Keeps the blocks with any element that is not zero (NaN is kept). REQUIRES: both sizes multiples of
-// block_size, a multiple of 16; throws c10::Error otherwise.
+// Keeps the blocks with any element that is not zero (NaN is kept). REQUIRES: both sizes multiples
+// of block_size, a multiple of 16; throws c10::Error otherwise.
 BlockSparseMatrix to_block_sparse(const at::Tensor& weight, int64_t block_size);
 
 at::Tensor to_dense(const BlockSparseMatrix& matrix);

@@ -23,9 +23,9 @@ void check_pattern(const at::Tensor& weight, const PruningPattern& pattern) {
                 pattern.sparsity);
     return;
   }
-  TORCH_CHECK(pattern.keep > 0 && pattern.keep < pattern.group &&
-                  weight.size(1) % pattern.group == 0,
-              "expected in_features that ", pattern.group, " divides, got ", weight.size(1));
+  TORCH_CHECK(
+      pattern.keep > 0 && pattern.keep < pattern.group && weight.size(1) % pattern.group == 0,
+      "expected in_features that ", pattern.group, " divides, got ", weight.size(1));
 }
 
 // The `count` largest of each row of `score` [rows, n], the first of equal ones.
@@ -43,8 +43,8 @@ at::Tensor keep_of_groups(const at::Tensor& score, const PruningPattern& pattern
   return largest_of_rows(score.reshape({-1, pattern.group}), pattern.keep).view(score.sizes());
 }
 
-// The upper Cholesky factor of the inverse of the damped Hessian: its diagonal is what an error in a
-// column costs once all columns left of it are settled.
+// The upper Cholesky factor of the inverse of the damped Hessian: its diagonal is what an error in
+// a column costs once all columns left of it are settled.
 at::Tensor inverse_factor(const at::Tensor& gram, double damping) {
   const at::Tensor hessian = gram.clone();
   const at::Tensor diagonal = hessian.diagonal();
@@ -134,7 +134,8 @@ PruningPattern parse_pruning_pattern(std::string_view text) {
   } else {
     is_valid = parse_whole(text, pattern.sparsity) && pattern.sparsity >= 0 && pattern.sparsity < 1;
   }
-  TORCH_CHECK(is_valid, "expected a share of pruned weights in [0, 1), or keep:group such as 2:4, got ",
+  TORCH_CHECK(is_valid,
+              "expected a share of pruned weights in [0, 1), or keep:group such as 2:4, got ",
               std::string(text));
   return pattern;
 }

@@ -29,9 +29,9 @@ std::string to_string(const PruningPattern& pattern);
 // By |W|; unstructured over the whole matrix.
 at::Tensor magnitude_mask(const at::Tensor& weight, const PruningPattern& pattern);
 
-// By |W| * ||x_j|| (Sun et al. 2023): input_norm [in] is the L2 norm of each input over the calibration
-// tokens. Unstructured within each output row, as the paper has it (torchao's WandaSparsifier takes the
-// squared norm and the whole layer).
+// By |W| * ||x_j|| (Sun et al. 2023): input_norm [in] is the L2 norm of each input over the
+// calibration tokens. Unstructured within each output row, as the paper has it (torchao's
+// WandaSparsifier takes the squared norm and the whole layer).
 at::Tensor wanda_mask(const at::Tensor& weight, const at::Tensor& input_norm,
                       const PruningPattern& pattern);
 
@@ -40,10 +40,10 @@ struct SparseGptOptions {
   double damping = 0.01;     // of the mean diagonal of the Hessian
 };
 
-// Frantar & Alistarh 2023, algorithm 1: prunes columns from left to right and moves each error into the
-// columns right of it. gram: [in, in] fp32, the sum of x x^T over the calibration tokens. Returns the
-// pruned and corrected matrix, of the weight's dtype. Inputs that were always 0 lose their weights.
-// Throws c10::Error if gram stays indefinite after damping.
+// Frantar & Alistarh 2023, algorithm 1: prunes columns from left to right and moves each error into
+// the columns right of it. gram: [in, in] fp32, the sum of x x^T over the calibration tokens.
+// Returns the pruned and corrected matrix, of the weight's dtype. Inputs that were always 0 lose
+// their weights. Throws c10::Error if gram stays indefinite after damping.
 at::Tensor sparsegpt(const at::Tensor& weight, const at::Tensor& gram,
                      const PruningPattern& pattern, const SparseGptOptions& options = {});
 

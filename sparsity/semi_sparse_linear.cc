@@ -62,8 +62,8 @@ class MaskedProducts {
   std::optional<SparseOperands> sparse_;
 };
 
-// The dense weight is saved, which is there anyway (a shard's storage comes and goes); the masked one
-// is made again, one pass over it, instead of being kept from forward to backward.
+// The dense weight is saved, which is there anyway (a shard's storage comes and goes); the masked
+// one is made again, one pass over it, instead of being kept from forward to backward.
 struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, const at::Tensor& mask,
@@ -94,9 +94,9 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
       if (context->saved_data["masked"].toBool()) {
         result[1] = apply_mask(grad_weight, mask);
       } else {
-        result[1] = decay == 0 ? grad_weight
-                               : grad_weight.add_(weight, decay)
-                                     .sub_(apply_mask(weight, mask), decay);
+        result[1] = decay == 0
+                        ? grad_weight
+                        : grad_weight.add_(weight, decay).sub_(apply_mask(weight, mask), decay);
       }
     }
     result[2] = bias_gradient(context, grad);
@@ -156,8 +156,8 @@ SemiSparseLinear::SemiSparseLinear(const nn::Linear& source, const SemiSparseOpt
       options(options),
       mask_(at::zeros({spec.out_features, spec.in_features / 8}, at::kByte)) {
   TORCH_CHECK(has_semi_structured_shape(spec.out_features, spec.in_features),
-              "expected out_features a multiple of 4 and in_features of 8, got ",
-              spec.out_features, " and ", spec.in_features, "; leave this linear dense");
+              "expected out_features a multiple of 4 and in_features of 8, got ", spec.out_features,
+              " and ", spec.in_features, "; leave this linear dense");
 }
 
 const at::Tensor& SemiSparseLinear::mask() const {
@@ -180,10 +180,9 @@ at::Tensor SemiSparseLinear::forward(const at::Tensor& x) {
     device_mask_ = mask_.to(weight.device(), mask_.scalar_type(), /*non_blocking=*/false,
                             /*copy=*/true);
   }
-  const at::Tensor y = MaskedLinear::apply(as_matrix(x, spec.in_features), weight,
-                                           optional_bias(*this), device_mask_,
-                                           options.gradient == GradientType::kMasked,
-                                           options.sr_ste_decay);
+  const at::Tensor y = MaskedLinear::apply(
+      as_matrix(x, spec.in_features), weight, optional_bias(*this), device_mask_,
+      options.gradient == GradientType::kMasked, options.sr_ste_decay);
   return with_sizes_of(y, x);
 }
 
@@ -195,9 +194,9 @@ SemiSparseActivationLinear::SemiSparseActivationLinear(const nn::Linear& source,
 }
 
 at::Tensor SemiSparseActivationLinear::forward(const at::Tensor& x) {
-  const at::Tensor y = MaskedActivation::apply(as_matrix(x, spec.in_features), weight,
-                                               optional_bias(*this),
-                                               static_cast<int64_t>(algorithm));
+  const at::Tensor y =
+      MaskedActivation::apply(as_matrix(x, spec.in_features), weight, optional_bias(*this),
+                              static_cast<int64_t>(algorithm));
   return with_sizes_of(y, x);
 }
 
@@ -209,7 +208,9 @@ int64_t swap_linear_with_semi_sparse_linear(nn::Layer& root, const SemiSparseOpt
         return has_semi_structured_shape(linear.spec.out_features, linear.spec.in_features) &&
                (!filter || filter(linear, fqn));
       },
-      [&](const nn::Linear& source) { return std::make_shared<SemiSparseLinear>(source, options); });
+      [&](const nn::Linear& source) {
+        return std::make_shared<SemiSparseLinear>(source, options);
+      });
 }
 
 int64_t swap_semi_sparse_linear_with_linear(nn::Layer& root) {

@@ -14,15 +14,15 @@ namespace narrowgauge::sparsity {
 // What of the masked weight's gradient reaches the weight.
 enum class GradientType {
   kStraightThrough,  // all of it, as if the mask were the identity: what is pruned can come back
-  kMasked,           // what the mask keeps: torchao's DENSE and SPARSE, which differ in storage alone
+  kMasked,  // what the mask keeps: torchao's DENSE and SPARSE, which differ in storage alone
 };
 
 struct SemiSparseOptions {
   TileAlgorithm algorithm = TileAlgorithm::kOptimal;
   GradientType gradient = GradientType::kStraightThrough;
-  // SR-STE (Zhou et al. 2021, equation 9): adds decay * (pruned weights) to the gradient, which draws
-  // them to zero, so that masks settle. Once for each backward: who sums the gradients of n backwards
-  // divides by n.
+  // SR-STE (Zhou et al. 2021, equation 9): adds decay * (pruned weights) to the gradient, which
+  // draws them to zero, so that masks settle. Once for each backward: who sums the gradients of n
+  // backwards divides by n.
   double sr_ste_decay = 0;
 };
 
@@ -39,8 +39,8 @@ class SemiSparseLinear : public nn::Linear {
   // Whether the next forward makes a new mask from the weight. It does at first.
   void set_refresh_mask(bool refresh) { refresh_ = refresh; }
 
-  // uint8 [out, in / 8], a CPU tensor that stays the same one: a checkpoint saves and fills it. Waits
-  // for a GPU.
+  // uint8 [out, in / 8], a CPU tensor that stays the same one: a checkpoint saves and fills it.
+  // Waits for a GPU.
   const at::Tensor& mask() const;
   // What was written into mask() is used from now on.
   void take_mask() { device_mask_ = at::Tensor(); }
@@ -70,13 +70,13 @@ class SemiSparseActivationLinear : public nn::Linear {
   at::Tensor forward(const at::Tensor& x) override;
 };
 
-// Makes a SemiSparseLinear of every Linear below `root` that `filter` accepts (all where it is null)
-// and whose weight has_semi_structured_shape. Before fully_shard. Returns how many.
+// Makes a SemiSparseLinear of every Linear below `root` that `filter` accepts (all where it is
+// null) and whose weight has_semi_structured_shape. Before fully_shard. Returns how many.
 int64_t swap_linear_with_semi_sparse_linear(nn::Layer& root, const SemiSparseOptions& options,
                                             const nn::LinearFilter& filter = nullptr);
 
-// Makes a plain Linear of each of them again, for dense training or export. The weights are what they
-// were, pruned elements included: apply_mask makes the zeros.
+// Makes a plain Linear of each of them again, for dense training or export. The weights are what
+// they were, pruned elements included: apply_mask makes the zeros.
 int64_t swap_semi_sparse_linear_with_linear(nn::Layer& root);
 
 }  // namespace narrowgauge::sparsity

@@ -240,8 +240,7 @@ SemiStructuredTensor prune_and_compress(const at::Tensor& weight, TileAlgorithm 
       for (int64_t row = first; row < first + count; row += 4) {
         const T* strip = const_pointer<T>(matrix) + row * cols;
         kernels::tile_mask(strip, cols, 4, cols, algorithm, mask.data());
-        kernels::compress(strip, mask.data(),
-                          mutable_pointer<T>(packed.values) + row * (cols / 2),
+        kernels::compress(strip, mask.data(), mutable_pointer<T>(packed.values) + row * (cols / 2),
                           mutable_pointer<uint8_t>(packed.metadata) + row * (cols / 8), 4 * cols);
       }
     });
@@ -274,11 +273,10 @@ at::Tensor semi_structured_matvec(const at::Tensor& x, const SemiStructuredTenso
   const at::Tensor input = x.contiguous();
   const at::Tensor y = at::empty({x.size(0), rows}, x.options());
   for_strips(rows, cols, [&](int64_t row, int64_t count) {
-    kernels::semi_structured_matvec(const_pointer<uint16_t>(weight.values) + row * (cols / 2),
-                                    const_pointer<uint8_t>(weight.metadata) + row * (cols / 8),
-                                    const_pointer<uint16_t>(input),
-                                    mutable_pointer<uint16_t>(y) + row, rows, x.size(0), count,
-                                    cols);
+    kernels::semi_structured_matvec(
+        const_pointer<uint16_t>(weight.values) + row * (cols / 2),
+        const_pointer<uint8_t>(weight.metadata) + row * (cols / 8), const_pointer<uint16_t>(input),
+        mutable_pointer<uint16_t>(y) + row, rows, x.size(0), count, cols);
   });
   return y;
 }

@@ -4,10 +4,10 @@
 
 #include "sparsity/kernels/tile_mask.h"
 
-// 2:4 ("semi-structured") sparsity of matrices: which elements stay, and the packed form of those that
-// do. Matrices are [rows, cols], fp32 or bf16, on the CPU or (masks and their application) on a GPU.
-// A mask is uint8 [rows, cols / 8]: bit j of byte i of a row stands for column 8 i + j, set where the
-// element is kept. Throws c10::Error for other dtypes and sizes.
+// 2:4 ("semi-structured") sparsity of matrices: which elements stay, and the packed form of those
+// that do. Matrices are [rows, cols], fp32 or bf16, on the CPU or (masks and their application) on
+// a GPU. A mask is uint8 [rows, cols / 8]: bit j of byte i of a row stands for column 8 i + j, set
+// where the element is kept. Throws c10::Error for other dtypes and sizes.
 namespace narrowgauge::sparsity {
 
 using kernels::TileAlgorithm;
@@ -28,8 +28,8 @@ at::Tensor apply_mask(const at::Tensor& weight, const at::Tensor& mask);
 at::Tensor pack_mask(const at::Tensor& keep);
 at::Tensor unpack_mask(const at::Tensor& mask);
 
-// values: [rows, cols / 2] of the matrix's dtype; metadata: uint8 [rows, cols / 8], exactly two bits
-// set in each half byte. 9/16 of the bytes of bf16.
+// values: [rows, cols / 2] of the matrix's dtype; metadata: uint8 [rows, cols / 8], exactly two
+// bits set in each half byte. 9/16 of the bytes of bf16.
 struct SemiStructuredTensor {
   at::Tensor values;
   at::Tensor metadata;

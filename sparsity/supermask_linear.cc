@@ -44,12 +44,12 @@ struct ChooseBlocks : torch::autograd::Function<ChooseBlocks> {
 SupermaskLinear::SupermaskLinear(const nn::Linear& source, double sparsity_level,
                                  int64_t block_size)
     : nn::Linear(source), sparsity_level_(sparsity_level), block_size_(block_size) {
-  TORCH_CHECK(sparsity_level >= 0 && sparsity_level < 1,
-              "expected 0 <= sparsity_level < 1, got ", sparsity_level);
-  TORCH_CHECK(block_size > 0 && spec.out_features % block_size == 0 &&
-                  spec.in_features % block_size == 0,
-              "expected features that ", block_size, " divides, got ", spec.out_features, " x ",
-              spec.in_features);
+  TORCH_CHECK(sparsity_level >= 0 && sparsity_level < 1, "expected 0 <= sparsity_level < 1, got ",
+              sparsity_level);
+  TORCH_CHECK(
+      block_size > 0 && spec.out_features % block_size == 0 && spec.in_features % block_size == 0,
+      "expected features that ", block_size, " divides, got ", spec.out_features, " x ",
+      spec.in_features);
   const int64_t columns = spec.in_features / block_size;
   const double bound = 1 / std::sqrt(static_cast<double>(columns));
   at::Tensor initial = at::empty({spec.out_features / block_size, columns}, weight.options());

@@ -10,9 +10,9 @@
 
 namespace narrowgauge::sparsity {
 
-// y = x (mask * W)^T + b where the mask, of blocks, is learned: a block is kept if its score is among
-// the largest (Ramanujan et al. 2020, as torchao's SupermaskLinear). Of n blocks, round((1 - s) n)
-// are kept, more where scores are equal.
+// y = x (mask * W)^T + b where the mask, of blocks, is learned: a block is kept if its score is
+// among the largest (Ramanujan et al. 2020, as torchao's SupermaskLinear). Of n blocks, round((1 -
+// s) n) are kept, more where scores are equal.
 //
 // The gradient of the kept weights is that of the masked product; a score's, straight through the
 // choice, is the sum over its block of (gradient of the masked weight) * W.

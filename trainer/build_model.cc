@@ -150,8 +150,8 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
   }
   if (num_sparse > 0) {
     const RankPlan plan = plan_ranks(config, mesh.world().size());
-    built.actions.push_back(make_sparsity_action(config.sparsity, *model,
-                                                 plan.world_size() * plan.accumulation_steps));
+    built.actions.push_back(
+        make_sparsity_action(config.sparsity, *model, plan.world_size() * plan.accumulation_steps));
   }
   if (!prepared.empty()) {
     built.actions.push_back(make_qat_action(config, *model));

@@ -243,17 +243,16 @@ Problem find_qat_problem(const TrainConfig& config) {
   return find_reshard_problem(config, qat, "qat");
 }
 
-// Which of the conversions go together on one linear is a matter of what their layers compute: so far
-// none of a 2:4 linear's products is in fp8 or fake-quantized.
+// Which of the conversions go together on one linear is a matter of what their layers compute: so
+// far none of a 2:4 linear's products is in fp8 or fake-quantized.
 Problem find_sparsity_problem(const TrainConfig& config) {
   const SparsityConfig& sparsity = config.sparsity;
   if (sparsity.kind == kNoSparsity) {
     return std::nullopt;
   }
   if (config.float8.recipe_name != kNoFloat8) {
-    return {{"sparsity.kind", "expected none with float8.recipe_name " +
-                                  config.float8.recipe_name + ", got " + sparsity.kind +
-                                  "; a linear is either"}};
+    return {{"sparsity.kind", "expected none with float8.recipe_name " + config.float8.recipe_name +
+                                  ", got " + sparsity.kind + "; a linear is either"}};
   }
   if (config.qat.scheme != kNoScheme || !config.qat.overrides.empty() || config.lora.rank > 0) {
     return {{"sparsity.kind",
@@ -297,9 +296,9 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& config) {
   if (!problem && (config.model.initial_load_path.empty() || config.model.dim > 0)) {
     problem = find_shape_problem(config.model);
   }
-  for (const auto find : {find_tokenizer_problem, find_data_problem, find_training_problem,
-                          find_optimizer_problem, find_float8_problem, find_qat_problem,
-                          find_sparsity_problem}) {
+  for (const auto find :
+       {find_tokenizer_problem, find_data_problem, find_training_problem, find_optimizer_problem,
+        find_float8_problem, find_qat_problem, find_sparsity_problem}) {
     problem = problem ? problem : find(config);
   }
   return problem;

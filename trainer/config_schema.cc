@@ -340,12 +340,10 @@ std::vector<ConfigKey> sparsity_keys() {
       {"sparsity", "sr_ste_decay",
        NumberKey{.field = field<&C::sparsity, &S::sr_ste_decay>, .max = 1e3}, "",
        "added to the gradient: this times the weights that are masked (SR-STE)", ""},
-      {"sparsity", "start_step",
-       IntegerKey{field<&C::sparsity, &S::start_step>, 1, kMaxSteps}, "steps",
-       "first sparse step; dense before", ""},
-      {"sparsity", "end_step", IntegerKey{field<&C::sparsity, &S::end_step>, 0, kMaxSteps},
-       "steps", "last sparse step, dense after; 0: the run ends sparse, with zeros in its weights",
-       ""},
+      {"sparsity", "start_step", IntegerKey{field<&C::sparsity, &S::start_step>, 1, kMaxSteps},
+       "steps", "first sparse step; dense before", ""},
+      {"sparsity", "end_step", IntegerKey{field<&C::sparsity, &S::end_step>, 0, kMaxSteps}, "steps",
+       "last sparse step, dense after; 0: the run ends sparse, with zeros in its weights", ""},
       {"sparsity", "mask_interval",
        IntegerKey{field<&C::sparsity, &S::mask_interval>, 1, kMaxSteps}, "steps",
        "from one choice of masks to the next", ""},
@@ -491,9 +489,9 @@ std::vector<ConfigKey> all_keys() {
   std::vector<ConfigKey> all = {{"job", "run_dir", TextKey{field<&C::job, &JobConfig::run_dir>}, "",
                                  "required; everything the run writes goes here",
                                  "dump_folder output_dir out_dir save_dir"}};
-  for (const auto& group : {model_keys(), data_keys(), training_keys(), optimizer_keys(),
-                            float8_keys(), sparsity_keys(), qat_keys(), parallelism_keys(),
-                            run_keys()}) {
+  for (const auto& group :
+       {model_keys(), data_keys(), training_keys(), optimizer_keys(), float8_keys(),
+        sparsity_keys(), qat_keys(), parallelism_keys(), run_keys()}) {
     all.insert(all.end(), group.begin(), group.end());
   }
   return all;

@@ -14,9 +14,9 @@ namespace narrowgauge::trainer {
 // error.
 int64_t convert_to_sparse(const SparsityConfig& config, nn::Transformer& model, bool speaks);
 
-// Sparse from start_step to end_step, dense before and after; new masks every mask_interval steps; at
-// the end of training, if it ends sparse, zeros where the masks are. `num_backwards`: gradients that
-// are summed to one of the optimizer. `model` is sharded and outlives it.
+// Sparse from start_step to end_step, dense before and after; new masks every mask_interval steps;
+// at the end of training, if it ends sparse, zeros where the masks are. `num_backwards`: gradients
+// that are summed to one of the optimizer. `model` is sharded and outlives it.
 std::unique_ptr<StepAction> make_sparsity_action(const SparsityConfig& config,
                                                  nn::Transformer& model, int64_t num_backwards);
 

@@ -204,9 +204,8 @@ int train_command(const TrainOptions& options, comm::MpiSession& session) {
     session.set_timeout(std::chrono::seconds(config.comm.train_timeout_seconds));
   };
   try {
-    return train_and_export(config, run, data,
-                            device.is_cpu() ? world : session.world(device), device, stop_signal,
-                            under_way);
+    return train_and_export(config, run, data, device.is_cpu() ? world : session.world(device),
+                            device, stop_signal, under_way);
   } catch (const std::exception& error) {
     const std::string shortage =
         explain_memory_shortage(error, config, plan_ranks(config, world->size()));

@@ -1,6 +1,6 @@
-// 2:4 sparsity on a GPU: a linear's forward and backward, sparse beside dense, at the shapes that the
-// peer's figures are of (ViT-L, 13,008 tokens) and at a Llama's; and what it costs to prune and to
-// pack, beside cuSPARSELt's own compression.
+// 2:4 sparsity on a GPU: a linear's forward and backward, sparse beside dense, at the shapes that
+// the peer's figures are of (ViT-L, 13,008 tokens) and at a Llama's; and what it costs to prune and
+// to pack, beside cuSPARSELt's own compression.
 //   sparse_gpu_benchmark [FILTER]     only lines whose name contains FILTER
 
 #include <ATen/core/grad_mode.h>
@@ -19,8 +19,8 @@ namespace narrowgauge {
 namespace {
 
 void benchmark_linear(const Benchmark& b, int64_t tokens, int64_t in, int64_t out) {
-  const std::string shape = " " + std::to_string(tokens) + " x " + std::to_string(in) + " x " +
-                            std::to_string(out);
+  const std::string shape =
+      " " + std::to_string(tokens) + " x " + std::to_string(in) + " x " + std::to_string(out);
   nn::Linear dense({in, out}, at::TensorOptions(at::kCUDA).dtype(at::kBFloat16));
   {
     const at::NoGradGuard no_grad;

@@ -32,8 +32,8 @@ void decode(const uint8_t* codes, int64_t rows, int64_t cols, ScaleGroups groups
 void decode(const uint8_t* codes, int64_t rows, int64_t cols, ScaleGroups groups,
             const float* inverse_scale, Float8Format format, uint16_t* x);
 
-// Of `count` codes that `cast` made of x: how many have the largest magnitude, and how many are zero
-// where x is not. Adds to both.
+// Of `count` codes that `cast` made of x: how many have the largest magnitude, and how many are
+// zero where x is not. Adds to both.
 struct CastLosses {
   int64_t saturated = 0;
   int64_t underflowed = 0;

@@ -12,8 +12,8 @@
 
 // One of the few files with intrinsics: GCC does not find VDPBF16PS from a loop.
 //
-// A tile is num_rows tokens x 16 num_vectors outputs, 24 of the 32 registers; it walks the blocks of
-// its block row, so that a sum is stored once however many blocks there are.
+// A tile is num_rows tokens x 16 num_vectors outputs, 24 of the 32 registers; it walks the blocks
+// of its block row, so that a sum is stored once however many blocks there are.
 namespace narrowgauge::sparsity::kernels {
 namespace {
 
@@ -90,8 +90,8 @@ void multiply_tile(const BlockSparse& weight, int64_t row, int64_t out, const ui
 #pragma GCC unroll 4
     for (int v = 0; v < num_vectors; ++v) {
       const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(sums[r][v]);
-      _mm256_storeu_si256(
-          reinterpret_cast<__m256i*>(y + r * y_stride + row * size + out + 16 * v), rounded);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + r * y_stride + row * size + out + 16 * v),
+                          rounded);
     }
   }
 }
@@ -131,8 +131,7 @@ void matmul_512(const BlockSparse& weight, int64_t row, const uint16_t* x, int64
 
 }  // namespace
 
-void pack_blocks(const uint16_t* blocks, int64_t num_blocks, int64_t block_size,
-                 uint16_t* packed) {
+void pack_blocks(const uint16_t* blocks, int64_t num_blocks, int64_t block_size, uint16_t* packed) {
   for (int64_t i = 0; i < num_blocks; ++i) {
     const uint16_t* block = blocks + i * block_size * block_size;
     for (int64_t in = 0; in < block_size; in += 2) {

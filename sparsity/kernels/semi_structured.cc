@@ -10,8 +10,8 @@
 #include <immintrin.h>
 #endif
 
-// One of the few files with intrinsics: GCC does not find VPCOMPRESSW and VPEXPANDW from a loop, which
-// are the packed form's two directions in one instruction a 32 elements.
+// One of the few files with intrinsics: GCC does not find VPCOMPRESSW and VPEXPANDW from a loop,
+// which are the packed form's two directions in one instruction a 32 elements.
 namespace narrowgauge::sparsity::kernels {
 namespace {
 
@@ -46,8 +46,7 @@ NG_INLINE bool keeps_two_of_four(const uint8_t* mask, int64_t num_bytes) {
 
 NG_INLINE void complete(const uint8_t* mask, uint8_t* metadata, int64_t num_bytes) {
   for (int64_t i = 0; i < num_bytes; ++i) {
-    metadata[i] =
-        static_cast<uint8_t>(kCompleted[mask[i] & 15U] | kCompleted[mask[i] >> 4] << 4);
+    metadata[i] = static_cast<uint8_t>(kCompleted[mask[i] & 15U] | kCompleted[mask[i] >> 4] << 4);
   }
 }
 
@@ -146,8 +145,7 @@ NG_INLINE __m512i expand_32(const uint16_t* values, const uint8_t* metadata, int
   }
   uint32_t bits = 0;
   __builtin_memcpy(&bits, metadata + col / 8, static_cast<size_t>((cols - col) / 8));
-  const __m512i packed =
-      _mm512_maskz_loadu_epi16((1U << (cols - col) / 2) - 1, values + col / 2);
+  const __m512i packed = _mm512_maskz_loadu_epi16((1U << (cols - col) / 2) - 1, values + col / 2);
   return _mm512_maskz_expand_epi16(bits, packed);
 }
 
@@ -171,7 +169,8 @@ NG_INLINE void matvec_rows(const uint16_t* values, const uint8_t* metadata, cons
       x_part[b] = load_32(x + b * cols, col, cols);
     }
     for (int row = 0; row < num_rows; ++row) {
-      const __m512i w = expand_32(values + row * (cols / 2), metadata + row * (cols / 8), col, cols);
+      const __m512i w =
+          expand_32(values + row * (cols / 2), metadata + row * (cols / 8), col, cols);
       for (int b = 0; b < num_x; ++b) {
         sums[row][b] = _mm512_dpbf16_ps(sums[row][b], (__m512bh)w, (__m512bh)x_part[b]);
       }

@@ -16,8 +16,8 @@ namespace narrowgauge::sparsity::kernels {
 void apply_mask(const float* weight, const uint8_t* mask, float* out, int64_t num_elements);
 void apply_mask(const uint16_t* weight, const uint8_t* mask, uint16_t* out, int64_t num_elements);
 
-// `mask` may keep fewer than two of four: the packed form then holds zeros for the first of those it
-// does not keep. Returns false, with arbitrary output, if it keeps more than two anywhere.
+// `mask` may keep fewer than two of four: the packed form then holds zeros for the first of those
+// it does not keep. Returns false, with arbitrary output, if it keeps more than two anywhere.
 bool compress(const float* weight, const uint8_t* mask, float* values, uint8_t* metadata,
               int64_t num_elements);
 bool compress(const uint16_t* weight, const uint8_t* mask, uint16_t* values, uint8_t* metadata,
@@ -28,8 +28,9 @@ void decompress(const float* values, const uint8_t* metadata, float* out, int64_
 void decompress(const uint16_t* values, const uint8_t* metadata, uint16_t* out,
                 int64_t num_elements);
 
-// y[b, row] = sum over columns of W[row, column] x[b, column], for rows [0, rows) of a packed W, summed
-// in fp32. x: [batch, cols], y: [batch, y_stride] of bf16. Reads W once for up to four rows of x.
+// y[b, row] = sum over columns of W[row, column] x[b, column], for rows [0, rows) of a packed W,
+// summed in fp32. x: [batch, cols], y: [batch, y_stride] of bf16. Reads W once for up to four rows
+// of x.
 void semi_structured_matvec(const uint16_t* values, const uint8_t* metadata, const uint16_t* x,
                             uint16_t* y, int64_t y_stride, int64_t batch, int64_t rows,
                             int64_t cols);

@@ -15,8 +15,8 @@
 #include <immintrin.h>
 #endif
 
-// Sixteen tiles side by side (64 columns of a strip of four rows) are decided at once: a tile a lane,
-// straight-line code without branches, which the compiler turns into vectors.
+// Sixteen tiles side by side (64 columns of a strip of four rows) are decided at once: a tile a
+// lane, straight-line code without branches, which the compiler turns into vectors.
 namespace narrowgauge::sparsity::kernels {
 namespace {
 
@@ -37,7 +37,8 @@ template <int count, typename Body>
 NG_INLINE void unrolled(const Body& body) {
   [&]<int... i>(std::integer_sequence<int, i...>) NG_INLINE_LAMBDA {
     (body(std::integral_constant<int, i>{}), ...);
-  }(std::make_integer_sequence<int, count>{});
+  }
+  (std::make_integer_sequence<int, count>{});
 }
 
 // The best two rows for each use of the columns, of rows `row` and `row + 1`.
@@ -128,8 +129,8 @@ NG_INLINE void sort_keys(Key (&key)[16]) {
   });
 }
 
-// `room`: how many elements each of the four rows (bits 0 to 7, two bits each) and columns (bits 8 to
-// 15) may still take.
+// `room`: how many elements each of the four rows (bits 0 to 7, two bits each) and columns (bits 8
+// to 15) may still take.
 template <typename Key>
 NG_INLINE void choose_greedily(const Tiles<Key>& tiles, uint32_t room_of_tile, Masks& masks) {
 #pragma GCC ivdep
@@ -235,8 +236,8 @@ NG_INLINE void mask_rows(const T* weight, int64_t row_stride, int64_t rows, int6
 
 #if defined(__x86_64__)
 
-// bf16 and kOptimal, which training uses each step: GCC's way of taking the columns of the tiles apart,
-// and of putting the bits together, costs more than the choice.
+// bf16 and kOptimal, which training uses each step: GCC's way of taking the columns of the tiles
+// apart, and of putting the bits together, costs more than the choice.
 
 bool has_512() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }
 
@@ -270,14 +271,15 @@ NG_INLINE void load_squares(const uint16_t* weight, int64_t row_stride, __mmask3
 
 // Row `row` of sixteen tiles: 8 bytes, two tiles each.
 NG_INLINE uint64_t row_bits(__m512i masks, int row) {
-  const __m512i half_bytes = _mm512_and_si512(
-      _mm512_srl_epi32(masks, _mm_cvtsi32_si128(4 * row)), _mm512_set1_epi32(15));
+  const __m512i half_bytes =
+      _mm512_and_si512(_mm512_srl_epi32(masks, _mm_cvtsi32_si128(4 * row)), _mm512_set1_epi32(15));
   const __m512i bytes = _mm512_or_si512(half_bytes, _mm512_srli_epi64(half_bytes, 28));
   return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm512_cvtepi64_epi8(bytes)));
 }
 
 NG_INLINE __mmask32 first_of_32(int64_t count) {
-  return static_cast<__mmask32>(count >= 32 ? 0xffffffffU : (1U << std::max<int64_t>(count, 0)) - 1);
+  return static_cast<__mmask32>(count >= 32 ? 0xffffffffU
+                                            : (1U << std::max<int64_t>(count, 0)) - 1);
 }
 
 void optimal_mask_512(const uint16_t* weight, int64_t row_stride, int64_t rows, int64_t cols,

@@ -5,8 +5,8 @@
 #include "sparsity/kernels/tile_mask_cuda.h"
 #include "sparsity/kernels/tile_patterns.h"
 
-// A thread decides two tiles side by side, 4 x 8 elements, so that it writes whole bytes of the mask.
-// Bytes an element in bf16: 2 read, 1/8 written, and 2 for the masked weight.
+// A thread decides two tiles side by side, 4 x 8 elements, so that it writes whole bytes of the
+// mask. Bytes an element in bf16: 2 read, 1/8 written, and 2 for the masked weight.
 
 namespace narrowgauge::sparsity::kernels {
 namespace {
@@ -214,7 +214,7 @@ void tile_mask(const T* weight, int64_t rows, int64_t cols, TileAlgorithm algori
   }
   const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(count, kThreads));
   mask_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(weight, rows, cols,
-                                                                         algorithm, bits, masked);
+                                                                          algorithm, bits, masked);
   cuda::check_launch("tile_mask");
 }
 
@@ -226,7 +226,7 @@ void apply_mask(const T* weight, const uint8_t* mask, T* out, int64_t num_elemen
   }
   const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(num_elements / 8, kThreads));
   apply_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(weight, mask, out,
-                                                                          num_elements / 8);
+                                                                           num_elements / 8);
   cuda::check_launch("apply_mask");
 }
 

@@ -5,8 +5,8 @@
 // Masks of 4x4 tiles: at most two elements a row and two a column, so that one mask makes both W
 // and W^T 2:4 sparse, and forward, the input's gradient and a later transpose share it.
 //
-// T is float, or uint16_t for bf16. A mask is bits: [rows, cols / 8] bytes, bit j of byte i of a row
-// stands for column 8 i + j, set where the element is kept.
+// T is float, or uint16_t for bf16. A mask is bits: [rows, cols / 8] bytes, bit j of byte i of a
+// row stands for column 8 i + j, set where the element is kept.
 namespace narrowgauge::sparsity::kernels {
 
 enum class TileAlgorithm {

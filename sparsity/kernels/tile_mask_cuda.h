@@ -5,8 +5,8 @@
 #include "cuda/stream_handle.h"
 #include "sparsity/kernels/tile_mask.h"
 
-// sparsity/kernels/tile_mask.h and apply_mask on a GPU: the same arguments in device memory, enqueued
-// on `stream`; the same masks to the last bit. T is float, or uint16_t for bf16.
+// sparsity/kernels/tile_mask.h and apply_mask on a GPU: the same arguments in device memory,
+// enqueued on `stream`; the same masks to the last bit. T is float, or uint16_t for bf16.
 namespace narrowgauge::sparsity::kernels {
 
 // `masked`: [rows, cols], weight where it is kept, else 0; may be null.

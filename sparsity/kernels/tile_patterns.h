@@ -5,9 +5,9 @@
 // How a 4x4 tile keeps two elements a row and two a column, for the kernels of both kinds.
 //
 // There are 90 patterns, but nobody looks at 90 sums: two rows of two kept elements use the four
-// columns in one of 19 ways (how often each: 2+2, 2+1+1, 1+1+1+1 in any order), and the lower two rows
-// must use them the complementary way. So: 36 sums for the upper half, 36 for the lower, the best of
-// each of the 19 ways, and 19 sums of two.
+// columns in one of 19 ways (how often each: 2+2, 2+1+1, 1+1+1+1 in any order), and the lower two
+// rows must use them the complementary way. So: 36 sums for the upper half, 36 for the lower, the
+// best of each of the 19 ways, and 19 sums of two.
 namespace narrowgauge::sparsity::kernels {
 
 inline constexpr int kPairs = 6;    // of columns, that one row may keep
@@ -25,8 +25,8 @@ inline constexpr PairTable kPairTable{};
 // Choices of two rows in the order of their use of the columns: those of use u are
 // [begin[u], begin[u + 1]); complement[u] is the use that fills u up to two everywhere.
 struct HalfTable {
-  int first[kHalves] = {};   // the pair that the first row keeps
-  int second[kHalves] = {};  // the second
+  int first[kHalves] = {};      // the pair that the first row keeps
+  int second[kHalves] = {};     // the second
   uint32_t mask[kHalves] = {};  // 8 bits: bit 4 row + column
   int begin[kUses + 1] = {};
   int complement[kUses] = {};

@@ -1,4 +1,5 @@
-// 2:4 sparsity on a GPU beside the CPU: the same masks to the last bit, the same products within bf16.
+// 2:4 sparsity on a GPU beside the CPU: the same masks to the last bit, the same products within
+// bf16.
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
@@ -51,8 +52,7 @@ TEST(MaskOnGpu, NanAndInfinityLeaveItValid) {
   const at::Tensor weight = at::randn({64, 64});
   weight[3][5] = std::numeric_limits<float>::quiet_NaN();
   weight[9][60] = -std::numeric_limits<float>::infinity();
-  const at::Tensor mask =
-      semi_structured_mask(weight.to(at::kCUDA), TileAlgorithm::kOptimal).cpu();
+  const at::Tensor mask = semi_structured_mask(weight.to(at::kCUDA), TileAlgorithm::kOptimal).cpu();
   const at::Tensor keep = unpack_mask(mask).to(at::kLong);
   EXPECT_TRUE(keep.view({64, 16, 4}).sum(2).eq(2).all().item<bool>());
   EXPECT_TRUE(keep.t().reshape({64, 16, 4}).sum(2).eq(2).all().item<bool>());
@@ -77,7 +77,8 @@ TEST(SparseMmOnGpu, EqualsTheMaskedProductBothWays) {
   }
 }
 
-// The peer's own test (test_fast_sparse_training): rtol = atol = 0.1 beside the masked dense linear.
+// The peer's own test (test_fast_sparse_training): rtol = atol = 0.1 beside the masked dense
+// linear.
 TEST(SemiSparseLinearOnGpu, EqualsMaskedDenseWithinThePeersTolerance) {
   for (const int64_t tokens : {64, 100, 61}) {  // 100 and 61 are no multiples of 8: dense products
     nn::Linear dense({128, 256, true}, at::TensorOptions(at::kCUDA).dtype(at::kBFloat16));
@@ -91,8 +92,7 @@ TEST(SemiSparseLinearOnGpu, EqualsMaskedDenseWithinThePeersTolerance) {
     const at::Tensor grad = at::randn({tokens, 256}).to(at::kCUDA, at::kBFloat16);
     const at::Tensor y = sparse(x);
     y.backward(grad);
-    const at::Tensor masked =
-        apply_mask(dense.weight.detach().cpu(), sparse.mask()).to(at::kFloat);
+    const at::Tensor masked = apply_mask(dense.weight.detach().cpu(), sparse.mask()).to(at::kFloat);
     const at::Tensor x32 = x.detach().cpu().to(at::kFloat);
     const at::Tensor grad32 = grad.cpu().to(at::kFloat);
     const auto close = [](const at::Tensor& got, const at::Tensor& expected) {

@@ -94,8 +94,8 @@ TEST(Supermask, GradientsAreThoseOfTheMaskedProductAndStraightThroughForScores) 
   const at::Tensor of_masked = at::mm(grad.t(), x.detach());
   expect_bitwise_equal(x.grad(), at::mm(grad, weight.mul(mask)));
   expect_bitwise_equal(masked.weight.grad(), of_masked.mul(mask));
-  expect_close(masked.scores.grad(),
-               of_masked.mul(weight).view({2, 16, 4, 16}).sum({1, 3}), tolerance(at::kFloat, 256));
+  expect_close(masked.scores.grad(), of_masked.mul(weight).view({2, 16, 4, 16}).sum({1, 3}),
+               tolerance(at::kFloat, 256));
 }
 
 TEST(Supermask, LinearAndBlockSparseFormsComputeTheSame) {

@@ -39,7 +39,8 @@ TEST(PruningPattern, IsAShareOrKeepOfGroup) {
   EXPECT_EQ(parse_pruning_pattern("4:8").group, 8);
   EXPECT_EQ(to_string(parse_pruning_pattern("4:8")), "4:8");
   EXPECT_EQ(to_string(parse_pruning_pattern("0.5")), "0.5");
-  for (const char* text : {"", "1", "-0.1", "nan", "4:4", "0:4", "2:", ":4", "2:4:8", "half", "2:4 "}) {
+  for (const char* text :
+       {"", "1", "-0.1", "nan", "4:4", "0:4", "2:", ":4", "2:4:8", "half", "2:4 "}) {
     EXPECT_THROW(parse_pruning_pattern(text), c10::Error) << text;
   }
 }
@@ -81,8 +82,8 @@ TEST_P(SparseGptTest, HasThePatternAndASmallerErrorThanWandaAndMagnitude) {
     EXPECT_LE(kept.view({-1, pattern.group}).sum(1).max().item<int64_t>(), pattern.keep);
   }
   const double error = output_error(weight, pruned, gram);
-  const double wanda =
-      output_error(weight, pruned_by(wanda_mask(weight, gram.diagonal().sqrt(), pattern), weight), gram);
+  const double wanda = output_error(
+      weight, pruned_by(wanda_mask(weight, gram.diagonal().sqrt(), pattern), weight), gram);
   const double magnitude =
       output_error(weight, pruned_by(magnitude_mask(weight, pattern), weight), gram);
   EXPECT_LT(error, 0.8 * wanda);

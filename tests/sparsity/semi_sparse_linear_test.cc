@@ -69,11 +69,11 @@ TEST(SemiSparseLinear, EqualsMaskedDenseWithinThePeersToleranceInBfloat16) {
   const at::Tensor masked = apply_mask(dense.weight.detach(), sparse.mask()).to(at::kFloat);
   const at::Tensor x32 = x.to(at::kFloat);
   const at::Tensor grad32 = grad.to(at::kFloat);
-  EXPECT_TRUE(got.y.to(at::kFloat).allclose(
-      at::linear(x32, masked, dense.bias.detach().to(at::kFloat)), 0.1, 0.1));
+  EXPECT_TRUE(got.y.to(at::kFloat)
+                  .allclose(at::linear(x32, masked, dense.bias.detach().to(at::kFloat)), 0.1, 0.1));
   EXPECT_TRUE(got.x.to(at::kFloat).allclose(grad32.matmul(masked), 0.1, 0.1));
-  EXPECT_TRUE(got.weight.to(at::kFloat).allclose(
-      at::mm(grad32.view({-1, 16}).t(), x32.view({-1, 32})), 0.1, 0.1));
+  EXPECT_TRUE(got.weight.to(at::kFloat)
+                  .allclose(at::mm(grad32.view({-1, 16}).t(), x32.view({-1, 32})), 0.1, 0.1));
 }
 
 TEST(SemiSparseLinear, SrSteDecayDrawsPrunedWeightsToZero) {

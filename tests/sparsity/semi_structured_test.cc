@@ -3,8 +3,8 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/randn.h>
 #include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
@@ -38,8 +38,9 @@ double retained_energy(TileAlgorithm algorithm) {
   return kept.square().sum().div(weight.square().sum()).item<double>();
 }
 
-class TileMaskTest : public ::testing::TestWithParam<
-                         std::tuple<at::ScalarType, TileAlgorithm, int64_t, int64_t>> {};
+class TileMaskTest
+    : public ::testing::TestWithParam<std::tuple<at::ScalarType, TileAlgorithm, int64_t, int64_t>> {
+};
 
 TEST_P(TileMaskTest, EqualsTheReference) {
   const auto [dtype, algorithm, rows, cols] = GetParam();
@@ -51,7 +52,8 @@ TEST_P(TileMaskTest, EqualsTheReference) {
 INSTANTIATE_TEST_SUITE_P(Shapes, TileMaskTest,
                          ::testing::Combine(::testing::Values(at::kFloat),
                                             ::testing::ValuesIn(kAlgorithms),
-                                            ::testing::Values(4, 12), ::testing::Values(8, 64, 200)));
+                                            ::testing::Values(4, 12),
+                                            ::testing::Values(8, 64, 200)));
 
 TEST(TileMask, GreedyAlgorithmsBreakTiesOfBfloat16AsTheReference) {
   // Few distinct values: every tile has ties.
@@ -67,13 +69,13 @@ TEST(TileMask, GreedyAlgorithmsBreakTiesOfBfloat16AsTheReference) {
 TEST(TileMask, OptimalKeepsAsMuchAsTheBestOf90PatternsWithTies) {
   const at::Tensor weight = at::randint(-3, 4, {64, 128}).to(at::kBFloat16);
   const auto energy = [&](const at::Tensor& mask) {
-    return tiles_of(mask).mul(tiles_of(pack_mask(at::ones({64, 128}, at::kBool))))
+    return tiles_of(mask)
+        .mul(tiles_of(pack_mask(at::ones({64, 128}, at::kBool))))
         .mul(weight.to(at::kLong).square().view({16, 4, 32, 4}).permute({0, 2, 1, 3}))
         .sum({2, 3});
   };
-  expect_bitwise_equal(
-      energy(semi_structured_mask(weight, TileAlgorithm::kOptimal)),
-      energy(semi_structured_mask_reference(weight, TileAlgorithm::kOptimal)));
+  expect_bitwise_equal(energy(semi_structured_mask(weight, TileAlgorithm::kOptimal)),
+                       energy(semi_structured_mask_reference(weight, TileAlgorithm::kOptimal)));
 }
 
 TEST(TileMask, EveryTileOfTheOptimalOneHasTwoPerRowAndColumn) {
@@ -102,8 +104,8 @@ TEST(TileMask, NoTileOfAnyHasMoreThanTwoPerRowOrColumn) {
   }
 }
 
-// The figures of research: 0.8215 for the best pattern, 0.818 for greedy by absolute value, 0.563 for
-// greedy by signed value, as the peer does; on Gaussian tiles.
+// The figures of research: 0.8215 for the best pattern, 0.818 for greedy by absolute value, 0.563
+// for greedy by signed value, as the peer does; on Gaussian tiles.
 TEST(TileMask, RetainedEnergyOnGaussianTiles) {
   const double optimal = retained_energy(TileAlgorithm::kOptimal);
   const double greedy = retained_energy(TileAlgorithm::kLargestAbsValuesGreedy);
@@ -185,8 +187,7 @@ TEST_P(MatvecTest, EqualsTheDenseProduct) {
   const at::Tensor weight = at::randn({rows, cols}).to(at::kBFloat16);
   const at::Tensor x = at::randn({batch, cols}).to(at::kBFloat16);
   const SemiStructuredTensor packed = prune_and_compress(weight, TileAlgorithm::kOptimal);
-  const at::Tensor expected =
-      at::mm(x.to(at::kDouble), decompress(packed).to(at::kDouble).t());
+  const at::Tensor expected = at::mm(x.to(at::kDouble), decompress(packed).to(at::kDouble).t());
   // One rounding to bf16, and fp32 sums of cols / 2 products.
   const at::Tensor magnitude =
       at::mm(x.abs().to(at::kDouble), decompress(packed).abs().to(at::kDouble).t());
@@ -197,8 +198,7 @@ TEST_P(MatvecTest, EqualsTheDenseProduct) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, MatvecTest,
-                         ::testing::Combine(::testing::Values(1, 3, 4, 9),
-                                            ::testing::Values(4, 36),
+                         ::testing::Combine(::testing::Values(1, 3, 4, 9), ::testing::Values(4, 36),
                                             ::testing::Values(8, 40, 512, 1000)));
 
 }  // namespace
