@@ -56,7 +56,7 @@ def parse_arguments():
     parser.add_argument("--tolerance", type=float, default=0.25, help="per cent")
     parser.add_argument("--table-only", action="store_true", help="train nothing")
     parser.add_argument("overrides", nargs="*", metavar="-- section.key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     family = FAMILIES[arguments.family]
     arguments.reference = next(iter(family))
     arguments.variants = arguments.variants or list(family)
