@@ -46,7 +46,7 @@ for family in allocator bml btl_self btl_sm btl_tcp btl_vader coll errmgr ess fi
   pstat rcache reachable_weighted regx rmaps rml routed rtc schizo shmem state; do
   cp -L "/usr/$components/mca_$family"*.so "$building/mpi/$components/"
 done
-rm -f "$building/mpi/$components"/*{slurm,isolated,simulator,monitoring,cuda,coll_sm}*.so
+rm -f "$building/mpi/$components"/*{slurm,simulator,monitoring,cuda,coll_sm}*.so
 needed+=$'\n'$(ldd "$building"/mpi/bin/* "$building/mpi/$components"/*.so)
 
 awk '$2 == "=>" && $3 ~ /^\// {print $3}' <<<"$needed" | sort -u | while read -r library; do
