@@ -6,7 +6,7 @@ import random
 import subprocess
 
 CONFIG = """
-job:          {run_dir: %(run)s}
+job:          {run_dir: "%(run)s"}
 model:        {architecture: llama, dim: 32, num_layers: 2, num_heads: 4, num_kv_heads: 2, ffn_dim: 64, max_seq_len: 64}
 tokenizer:    {kind: bytes}
 data:         {train: [%(text)s], cache_dir: %(cache)s}
