@@ -70,7 +70,7 @@ TEST_P(StepInBackwardFormats, GivesTheBitsOfOneStepAfterBackward) {
       const std::vector<std::string>& names = in_backward.names();
       if (size == 1 || GetParam() == StateFormat::kFloat32) {
         EXPECT_EQ(names.size(), kShapes.size());
-      } else {  // only the first has blocks that a boundary cuts
+      } else if (size > 2) {  // only the first has blocks that a boundary cuts
         EXPECT_EQ(std::count(names.begin(), names.end(), "p0"), 0);
         EXPECT_EQ(std::count(names.begin(), names.end(), "p1"), 1);
       }
