@@ -69,7 +69,7 @@ class OptimizerRun(unittest.TestCase):
         ended = cls.start(name, overrides, ranks)
         assert ended.returncode == 0, ended.stderr
         lines = (cls.folder / name / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
+        return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
     def test_learns_beside_fp32_adamw(self):
         end = sum(self.reference[-5:]) / 5
