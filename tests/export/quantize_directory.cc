@@ -1,5 +1,6 @@
 // Rounds the linears of a Hugging Face directory to nearest, for the tests of exports:
 //   quantize_directory FROM TO SCHEME [group_size=N] [bits=N] [eps=X] [asymmetric] [lm_head]
+//       [down_proj=SCHEME]
 // Writes TO as `narrowgauge export` reads it, and TO/values.safetensors with what every weight
 // stands for, in the dtype of FROM, under its Hugging Face name.
 #include <filesystem>
@@ -21,6 +22,7 @@ struct Request {
   std::string scheme;
   quantization::SchemeOptions options;
   bool with_head = false;
+  std::string down_proj = "";  // the scheme of these alone; empty: as the others
 };
 
 Request parse(int argc, char** argv) {
@@ -34,6 +36,8 @@ Request parse(int argc, char** argv) {
       request.options.bits = std::stoi(option.substr(5));
     } else if (option.starts_with("eps=")) {
       request.options.eps = std::stod(option.substr(4));
+    } else if (option.starts_with("down_proj=")) {
+      request.down_proj = option.substr(10);
     } else if (option == "asymmetric") {
       request.options.mapping = quantization::MappingType::kAsymmetric;
     } else {
@@ -48,7 +52,7 @@ void run(const Request& request) {
   const auto source = checkpoint::HuggingFaceDirectory::open(request.from);
   const nn::TransformerConfig& shape = source.config().transformer;
   const at::ScalarType dtype = source.config().dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
-  const auto scheme = quantization::scheme_by_name(request.scheme, request.options);
+  const auto default_scheme = quantization::scheme_by_name(request.scheme, request.options);
   quantization::QuantizedModel model;
   std::vector<std::pair<std::string, at::Tensor>> values;
   for (const auto& spec : checkpoint::parameter_specs(shape)) {
@@ -63,6 +67,9 @@ void run(const Request& request) {
         values.emplace_back(piece.name, rows);
         continue;
       }
+      const auto scheme = module.ends_with("down_proj") && !request.down_proj.empty()
+                              ? quantization::scheme_by_name(request.down_proj)
+                              : default_scheme;
       const auto tensor = quantization::quantize(rows, scheme.weight);
       values.emplace_back(piece.name, quantization::dequantize(tensor, dtype));
       model.weights[module] = {tensor, scheme, dtype};

@@ -98,6 +98,22 @@ class Torchao(TrainedModel):
                                     self.logits(loaded))
         self.assertEqual(agreement, 1.0)
 
+    def test_layers_of_several_schemes_load(self):
+        quantized = self.quantize("8da4w", "group_size=32", EPS, "down_proj=int8-weight-only")
+        exported, _ = self.export(quantized, "torchao")
+        config = json.loads((exported / "config.json").read_text())["quantization_config"]["quant_type"]["default"]
+        by_module = config_from_dict(config).fqn_to_config
+        self.assertEqual(type(by_module["model.layers.0.mlp.down_proj"]), Int8WeightOnlyConfig)
+        self.assertEqual(type(by_module["model.layers.0.mlp.up_proj"]), Int8DynamicActivationIntxWeightConfig)
+        loaded = self.load(exported)
+        values = self.values(quantized)
+        for name, weight in loaded.named_parameters():
+            if "proj" in name:
+                self.assertEqual(type(weight.data).__name__,
+                                 "Int8Tensor" if "down_proj" in name else "IntxUnpackedToInt8Tensor")
+                self.assertTrue(torch.equal(weight.dequantize(), values[name]), name)
+        self.assertEqual(self.logits(loaded).shape, (192, 256))
+
     def test_another_grid_or_dtype_is_refused(self):
         with self.assertRaisesRegex(AssertionError, "torchao has no blocks of GGUF"):
             self.export(self.quantize("gguf-q8_0"), "torchao")
