@@ -2,6 +2,7 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/randn.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -59,7 +60,8 @@ class ExportProof : public testing::Test {
   void SetUp() override { fs::create_directories(folder_); }
   void TearDown() override { fs::remove_all(folder_); }
 
-  const fs::path folder_ = fs::path(testing::TempDir()) / "export_proof";
+  const fs::path folder_ =
+      fs::path(testing::TempDir()) / ("export_proof" + std::to_string(::getpid()));
 };
 
 // Holds everything as torchao does, but for one code.

@@ -8,6 +8,7 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -16,7 +17,10 @@
 namespace narrowgauge::exports {
 namespace {
 
-std::string scratch(const char* name) { return std::string(testing::TempDir()) + name; }
+// A path of this process alone, where nothing is yet.
+std::string scratch(const char* name) {
+  return testing::TempDir() + std::to_string(::getpid()) + name;
+}
 
 at::Tensor bits(const at::Tensor& tensor) { return tensor.contiguous().view(at::kByte); }
 
@@ -95,6 +99,7 @@ TEST(GgufFile, ReadsWhatItWrites) {
   EXPECT_THROW(file.tensor("absent"), c10::Error);
   std::filesystem::resize_file(path, std::filesystem::file_size(path) - 32);
   EXPECT_THROW(GgufFile::open(path), std::runtime_error);
+  std::filesystem::remove(path);
 }
 
 }  // namespace
