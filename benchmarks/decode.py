@@ -28,8 +28,8 @@ SCHEMES = ["int4-weight-only:128", "int4-weight-only:32", "int8-dynamic-act-int4
            "float8-weight-only", "mxfp4", "nvfp4"]
 
 
-def narrowgauge(*arguments, threads):
-    done = subprocess.run([ROOT / "narrowgauge", *map(str, arguments)], env=dict(os.environ, OMP_NUM_THREADS=str(threads)),
+def narrowgauge(args, *arguments):
+    done = subprocess.run([args.narrowgauge, *map(str, arguments)], env=dict(os.environ, OMP_NUM_THREADS=str(args.threads)),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(done.stderr)
@@ -94,6 +94,7 @@ def read_ceiling(threads):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--narrowgauge", default=ROOT / "narrowgauge", help="the program, where it is built already")
     parser.add_argument("--scheme", action="append", help="default: " + " ".join(SCHEMES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=48)
@@ -106,8 +107,8 @@ def parse_arguments():
 
 
 def generate(folder, args):
-    output = narrowgauge("generate", "--model", folder, "--tokenizer", "bytes", "--prompt", "a", "--temperature", "0",
-                         "--max-new-tokens", args.tokens, "--json", threads=args.threads)
+    output = narrowgauge(args, "generate", "--model", folder, "--tokenizer", "bytes", "--prompt", "a", "--temperature", "0",
+                         "--max-new-tokens", args.tokens, "--json")
     return json.loads(output)["tokens_per_second"]
 
 
@@ -120,9 +121,8 @@ def main():
         for scheme in args.scheme or SCHEMES:
             name, _, group = scheme.partition(":")
             models[scheme] = folder / scheme.replace(":", "-")
-            narrowgauge("quantize", "--model", models["bf16"], "--scheme", name, "--output", models[scheme],
-                        *(["--group-size", group] if group else []), *(["--include-head"] if args.head else []),
-                        threads=args.threads)
+            narrowgauge(args, "quantize", "--model", models["bf16"], "--scheme", name, "--output", models[scheme],
+                        *(["--group-size", group] if group else []), *(["--include-head"] if args.head else []))
         read = {name: weight_bytes(model) for name, model in models.items()}
         rates = {name: [] for name in models}
         for _ in range(args.rounds):

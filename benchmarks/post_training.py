@@ -21,8 +21,8 @@ SCHEMES = ["int4-weight-only::128", "int8-dynamic-act-int4-weight::32", "intx-we
 METHODS = ["rtn", "hqq", "gptq", "awq"]
 
 
-def narrowgauge(*arguments):
-    done = subprocess.run([ROOT / "narrowgauge", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+def narrowgauge(args, *arguments):
+    done = subprocess.run([args.narrowgauge, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           env=dict(os.environ))
     if done.returncode != 0:
         sys.exit(done.stderr)
@@ -33,7 +33,7 @@ def quantize(args, scheme, method, output):
     name, _, rest = scheme.partition(":")
     bits, _, group = rest.partition(":")
     started = time.perf_counter()
-    narrowgauge("quantize", "--model", args.model, "--scheme", name, "--method", method, "--output", output,
+    narrowgauge(args, "quantize", "--model", args.model, "--scheme", name, "--method", method, "--output", output,
                 "--seq-len", args.seq_len, "--samples", args.samples, "--calibration", args.calibration,
                 *(["--bits", bits] if bits else []), *(["--group-size", group] if group else []))
     return time.perf_counter() - started
@@ -44,6 +44,7 @@ def parse_arguments():
     parser.add_argument("--model", required=True)
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--narrowgauge", default=ROOT / "narrowgauge", help="the program, where it is built already")
     parser.add_argument("--scheme", action="append", help="default: " + " ".join(SCHEMES))
     parser.add_argument("--method", action="append", help="default: " + " ".join(METHODS))
     parser.add_argument("--seq-len", type=int, default=256)
@@ -59,7 +60,7 @@ def main():
         for scheme in args.scheme or SCHEMES:
             outputs = [pathlib.Path(temporary) / f"{scheme.replace(':', '-')}-{method}" for method in methods]
             seconds = [quantize(args, scheme, method, output) for method, output in zip(methods, outputs)]
-            lines = narrowgauge("eval", "--model", args.model, "--compare", ",".join(map(str, outputs)), "--data", args.data,
+            lines = narrowgauge(args, "eval", "--model", args.model, "--compare", ",".join(map(str, outputs)), "--data", args.data,
                                 "--seq-len", args.seq_len, "--json").splitlines()
             base, *others = json.loads(lines[-1])["models"]
             print(f"{'as trained':36} {'':12} {base['loss']:8.4f} {base['perplexity']:10.4f}")
