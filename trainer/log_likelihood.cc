@@ -43,15 +43,32 @@ Likelihood score(const at::Tensor& logits, const std::vector<int64_t>& continuat
   return result;
 }
 
-void check(const LikelihoodRequest& request, int64_t max_seq_len) {
-  if (request.context.empty() || request.continuation.empty()) {
-    throw std::runtime_error("expected a context and a continuation of at least one token each");
+// Requests whose continuations fit the model, and the request that each is a part of.
+struct Pieces {
+  std::vector<LikelihoodRequest> requests;
+  std::vector<size_t> owners;
+};
+
+Pieces cut_to_fit(const std::vector<LikelihoodRequest>& requests, int64_t max_seq_len) {
+  Pieces pieces;
+  for (size_t owner = 0; owner < requests.size(); ++owner) {
+    const LikelihoodRequest& request = requests[owner];
+    if (request.context.empty() || request.continuation.empty()) {
+      throw std::runtime_error("expected a context and a continuation of at least one token each");
+    }
+    const auto size = static_cast<int64_t>(request.continuation.size());
+    const int64_t step = size <= max_seq_len ? size : std::max<int64_t>(1, max_seq_len / 2);
+    LikelihoodRequest piece{request.context, {}};
+    for (int64_t begin = 0; begin < size; begin += step) {
+      const auto from = request.continuation.begin() + begin;
+      piece.continuation.assign(from, from + std::min(step, size - begin));
+      pieces.requests.push_back(piece);
+      pieces.owners.push_back(owner);
+      piece.context.insert(piece.context.end(), piece.continuation.begin(),
+                           piece.continuation.end());
+    }
   }
-  if (static_cast<int64_t>(request.continuation.size()) > max_seq_len) {
-    throw std::runtime_error("expected a continuation of at most the model's " +
-                             std::to_string(max_seq_len) + " tokens, got " +
-                             std::to_string(request.continuation.size()));
-  }
+  return pieces;
 }
 
 }  // namespace
@@ -92,20 +109,19 @@ LikelihoodRequest encode_pair(const data::Tokenizer& tokenizer, std::string_view
 }
 
 std::vector<Likelihood> log_likelihoods(nn::Transformer& model,
-                                        const std::vector<LikelihoodRequest>& requests,
+                                        const std::vector<LikelihoodRequest>& all,
                                         int64_t batch_tokens,
                                         const std::function<void(double)>& progress) {
   const at::NoGradGuard no_grad;
   const int64_t max_seq_len = model.config().max_seq_len;
   const at::Device device = model.embed_tokens->weight.device();
-  for (const LikelihoodRequest& request : requests) {
-    check(request, max_seq_len);
-  }
+  const Pieces pieces = cut_to_fit(all, max_seq_len);
+  const std::vector<LikelihoodRequest>& requests = pieces.requests;
   std::vector<size_t> order(requests.size());
   std::iota(order.begin(), order.end(), 0);
   std::ranges::stable_sort(order, std::greater<>(),
                            [&](size_t i) { return length_of(requests[i]); });
-  std::vector<Likelihood> results(requests.size());
+  std::vector<Likelihood> results(all.size(), Likelihood{0, true});
   for (size_t begin = 0; begin < order.size();) {
     const int64_t longest = std::min(max_seq_len, length_of(requests[order[begin]]) - 1);
     const auto rows =
@@ -121,8 +137,11 @@ std::vector<Likelihood> log_likelihoods(nn::Transformer& model,
     for (size_t row = 0; row < rows; ++row) {
       const auto& continuation = requests[order[begin + row]].continuation;
       const auto count = static_cast<int64_t>(continuation.size());
-      results[order[begin + row]] = score(
+      const Likelihood part = score(
           logits[static_cast<int64_t>(row)].narrow(0, lengths[row] - count, count), continuation);
+      Likelihood& result = results[pieces.owners[order[begin + row]]];
+      result.log_probability += part.log_probability;
+      result.is_greedy = result.is_greedy && part.is_greedy;
     }
     begin += rows;
     progress(static_cast<double>(begin) / static_cast<double>(order.size()));

@@ -31,8 +31,9 @@ LikelihoodRequest encode_pair(const data::Tokenizer& tokenizer, std::string_view
 
 // Scores requests, longest first, in batches of one window each of at most batch_tokens tokens (at
 // least one request). A request longer than the model's max_seq_len + 1 loses the beginning of its
-// context, as there; a continuation alone longer than that throws std::runtime_error. Log-softmax
-// is taken in fp32 and summed in fp64. Results stand in the order of the requests.
+// context, as there. A continuation alone longer than max_seq_len, which the harness refuses, is
+// scored in pieces of half of it, each behind all that precedes it. Log-softmax is taken in fp32
+// and summed in fp64. Results stand in the order of the requests.
 std::vector<Likelihood> log_likelihoods(nn::Transformer& model,
                                         const std::vector<LikelihoodRequest>& requests,
                                         int64_t batch_tokens,

@@ -59,7 +59,12 @@ def encode_pair(tokenizer, context, continuation):
 
 
 def log_likelihood(model, context, continuation):
-    """lm_eval/models/huggingface.py, _loglikelihood_tokens, one request at a time."""
+    """lm_eval/models/huggingface.py, _loglikelihood_tokens, one request at a time; in pieces what it refuses."""
+    if len(continuation) > MAX_SEQ_LEN:
+        half = MAX_SEQ_LEN // 2
+        scores = [log_likelihood(model, context + continuation[:begin], continuation[begin:begin + half])
+                  for begin in range(0, len(continuation), half)]
+        return sum(score for score, _ in scores), all(greedy for _, greedy in scores)
     tokens = (context + continuation)[-(MAX_SEQ_LEN + 1):][:-1]
     with torch.no_grad():
         scores = model(torch.tensor([tokens])).logits[0].float().log_softmax(-1)[-len(continuation):]
@@ -117,6 +122,8 @@ class EvalParity(unittest.TestCase):
     def test_piqa_and_limit(self):
         items = [{"goal": sentence(self.generator, 4), "sol1": sentence(self.generator, 1 + i % 5),
                   "sol2": sentence(self.generator, 5 - i % 5), "label": i % 2} for i in range(30)]
+        items[3]["sol1"] = sentence(self.generator, 90)  # alone longer than the model's positions
+        self.assertGreater(len(self.tokenizer.encode(items[3]["sol1"])), 2 * MAX_SEQ_LEN)
         result, = self.eval("--tasks", "piqa", "--limit", "25", "--data", self.write("p.jsonl", items))
         acc, acc_norm = self.choices([(f"Question: {item['goal']}\nAnswer:", [item["sol1"], item["sol2"]], item["label"])
                                       for item in items[:25]])
