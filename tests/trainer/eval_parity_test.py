@@ -122,7 +122,7 @@ class EvalParity(unittest.TestCase):
     def test_piqa_and_limit(self):
         items = [{"goal": sentence(self.generator, 4), "sol1": sentence(self.generator, 1 + i % 5),
                   "sol2": sentence(self.generator, 5 - i % 5), "label": i % 2} for i in range(30)]
-        items[3]["sol1"] = sentence(self.generator, 90)  # alone longer than the model's positions
+        items[3]["sol1"] = sentence(self.generator, 130)  # alone longer than the model's positions
         self.assertGreater(len(self.tokenizer.encode(items[3]["sol1"])), 2 * MAX_SEQ_LEN)
         result, = self.eval("--tasks", "piqa", "--limit", "25", "--data", self.write("p.jsonl", items))
         acc, acc_norm = self.choices([(f"Question: {item['goal']}\nAnswer:", [item["sol1"], item["sol2"]], item["label"])
