@@ -11,8 +11,6 @@
 #include <optional>
 #include <vector>
 
-#include "sparsity/sparse_mm.h"
-
 namespace narrowgauge::sparsity {
 namespace {
 
@@ -33,35 +31,6 @@ at::Tensor bias_gradient(AutogradContext* context, const at::Tensor& grad) {
   return context->saved_data["bias"].toBool() ? grad.sum(0) : at::Tensor();
 }
 
-// The products of one masked weight, by whichever means this device has.
-class MaskedProducts {
- public:
-  MaskedProducts(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& mask)
-      : masked_(apply_mask(weight, mask)) {
-    if (has_sparse_mm(x, masked_)) {
-      sparse_ = pack_for_sparse_mm(masked_);
-    }
-  }
-
-  const at::Tensor& masked() const { return masked_; }
-
-  at::Tensor output(const at::Tensor& x, const std::optional<at::Tensor>& bias) const {
-    if (!sparse_) {
-      return at::linear(x, masked_, bias);
-    }
-    const at::Tensor y = sparse_mm(x, sparse_->packed);
-    return bias ? y.add_(*bias) : y;
-  }
-
-  at::Tensor grad_input(const at::Tensor& grad) const {
-    return sparse_ ? sparse_mm(grad, sparse_->packed_t) : at::mm(grad, masked_);
-  }
-
- private:
-  at::Tensor masked_;
-  std::optional<SparseOperands> sparse_;
-};
-
 // The dense weight is saved, which is there anyway (a shard's storage comes and goes); the masked
 // one is made again, one pass over it, instead of being kept from forward to backward.
 struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
@@ -72,7 +41,7 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
     context->saved_data["masked"] = is_masked;
     context->saved_data["decay"] = decay;
     remember_bias(context, bias);
-    return MaskedProducts(x, weight, mask).output(x, bias);
+    return at::linear(x, apply_mask(weight, mask), bias);
   }
 
   static tensor_list backward(AutogradContext* context, const tensor_list& grads) {
@@ -87,7 +56,7 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
     const bool want_weight = context->needs_input_grad(1);
     tensor_list result(6);
     if (want_x) {
-      result[0] = MaskedProducts(grad, weight, mask).grad_input(grad.contiguous());
+      result[0] = at::mm(grad, apply_mask(weight, mask));
     }
     if (want_weight) {
       const at::Tensor grad_weight = at::mm(grad.t(), x);

@@ -128,11 +128,6 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
   if (mesh.world().rank() == 0) {
     describe_float8(config, decisions);
   }
-  if (config.sparsity.kind != kNoSparsity && !device.is_cpu()) {
-    throw ConfigError(
-        "sparsity.kind: expected none on a GPU, got " + config.sparsity.kind +
-        "; a model trained so there learns badly, for a cause not yet known (docs/EVIDENCE.md)");
-  }
   const int64_t num_sparse = convert_to_sparse(config.sparsity, *model, mesh.world().rank() == 0);
   const auto prepared = prepare_qat(config, *model);
   const auto adapted = add_adapters(config, *model);

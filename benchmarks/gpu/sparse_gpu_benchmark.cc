@@ -13,7 +13,6 @@
 #include "cuda/libtorch_cuda.h"
 #include "nn/linear.h"
 #include "sparsity/semi_sparse_linear.h"
-#include "sparsity/sparse_mm.h"
 
 namespace narrowgauge {
 namespace {
@@ -53,12 +52,6 @@ void benchmark_packing(const Benchmark& b, int64_t rows, int64_t cols) {
   b.run("optimal mask" + shape, read * (1 + 1.0 / 16),
         [&] { sparsity::semi_structured_mask(weight, algorithm); });
   b.run("apply mask" + shape, read * (2 + 1.0 / 16), [&] { sparsity::apply_mask(weight, mask); });
-  b.run("pack both ways" + shape, read * (1 + 2 * 9.0 / 16),
-        [&] { sparsity::pack_for_sparse_mm(masked); });
-  b.run("prune and pack both ways" + shape, read * (1 + 2 * 9.0 / 16), [&] {
-    sparsity::pack_for_sparse_mm(
-        sparsity::apply_mask(weight, sparsity::semi_structured_mask(weight, algorithm)));
-  });
   b.run("_cslt_compress, one way" + shape, read * (1 + 9.0 / 16),
         [&] { at::_cslt_compress(masked); });
 }

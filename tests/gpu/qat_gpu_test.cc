@@ -61,8 +61,8 @@ TEST(QATGpu, ValuesAndGradientsAreTheCPUs) {
         const at::Tensor grad = at::randn({33, cols}).to(dtype);
         const at::Tensor on_cpu = x.clone().requires_grad_(true);
         const at::Tensor on_gpu = x.cuda().requires_grad_(true);
-        const at::Tensor expected = fake_quantize(on_cpu, spec);
-        const at::Tensor actual = fake_quantize(on_gpu, spec);
+        const at::Tensor expected = qat::fake_quantize(on_cpu, spec);
+        const at::Tensor actual = qat::fake_quantize(on_gpu, spec);
         expect_bitwise_equal(actual.detach().cpu(), expected.detach());
         expected.backward(grad);
         actual.backward(grad.cuda());
@@ -98,7 +98,7 @@ TEST(QATGpu, OddGroupsAndWhatIsNotFinite) {
         expect_bitwise_equal(actual.clipped.cpu(), expected.clipped);
       }
       x[2][3] = std::numeric_limits<float>::infinity();
-      EXPECT_FALSE(fake_quantize(x.cuda(), spec)[2].isfinite().all().item<bool>());
+      EXPECT_FALSE(qat::fake_quantize(x.cuda(), spec)[2].isfinite().all().item<bool>());
     }
   }
 }

@@ -15,7 +15,6 @@
 #include "nn/linear.h"
 #include "sparsity/semi_sparse_linear.h"
 #include "sparsity/semi_structured.h"
-#include "sparsity/sparse_mm.h"
 #include "tests/support/numerics.h"
 
 namespace narrowgauge::sparsity {
@@ -58,29 +57,10 @@ TEST(MaskOnGpu, NanAndInfinityLeaveItValid) {
   EXPECT_TRUE(keep.t().reshape({64, 16, 4}).sum(2).eq(2).all().item<bool>());
 }
 
-TEST(SparseMmOnGpu, EqualsTheMaskedProductBothWays) {
-  for (const int64_t tokens : {8, 1000, 4096}) {
-    const at::Tensor weight = at::randn({256, 512}).to(at::kCUDA, at::kBFloat16);
-    const at::Tensor masked =
-        apply_mask(weight, semi_structured_mask(weight, TileAlgorithm::kOptimal));
-    const SparseOperands sparse = pack_for_sparse_mm(masked);
-    const at::Tensor w = masked.cpu().to(at::kDouble);
-    const at::Tensor x = at::randn({tokens, 512}).to(at::kCUDA, at::kBFloat16);
-    ASSERT_TRUE(has_sparse_mm(x, masked));
-    const at::Tensor x64 = x.cpu().to(at::kDouble);
-    expect_close(sparse_mm(x, sparse.packed).cpu(), at::mm(x64, w.t()),
-                 tolerance(at::kBFloat16, 512), at::mm(x64.abs(), w.abs().t()));
-    const at::Tensor grad = at::randn({tokens, 256}).to(at::kCUDA, at::kBFloat16);
-    const at::Tensor grad64 = grad.cpu().to(at::kDouble);
-    expect_close(sparse_mm(grad, sparse.packed_t).cpu(), at::mm(grad64, w),
-                 tolerance(at::kBFloat16, 256), at::mm(grad64.abs(), w.abs()));
-  }
-}
-
 // The peer's own test (test_fast_sparse_training): rtol = atol = 0.1 beside the masked dense
 // linear.
 TEST(SemiSparseLinearOnGpu, EqualsMaskedDenseWithinThePeersTolerance) {
-  for (const int64_t tokens : {64, 100, 61}) {  // 100 and 61 are no multiples of 8: dense products
+  for (const int64_t tokens : {64, 100, 61}) {
     nn::Linear dense({128, 256, true}, at::TensorOptions(at::kCUDA).dtype(at::kBFloat16));
     {
       const at::NoGradGuard no_grad;
