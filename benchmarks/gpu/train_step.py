@@ -2,7 +2,8 @@
 
 Usage: train_step.py [--narrowgauge PROGRAM] [--models NAME ...] [--ours NAME ...] [--peers NAME ...] [--steps 20] [--rounds 1]
                      [--json FILE]
-    models  llama_12m (8 x 256 tokens), gpt2_124m (16 x 1024), llama_1b (4 x 2048), llama_3b (1 x 8192)
+    models  llama_12m (8 x 256 tokens), gpt2_124m (16 x 1024), llama_1b (4 x 2048), and with 1 x 8192 llama3_1b, llama3_3b,
+            llama3_8b (ours keeps bf16 parameters, stochastically rounded, and 8-bit moments, or it would not fit)
     ours    bf16, float8_tensorwise, float8_tensorwise_exact (no fast accumulation), float8_rowwise, float8_delayed
             (Linears but lm_head, as the peers); ratios are the first one's
     peers   eager, compile, float8_tensorwise, float8_rowwise (both with torch.compile; they need torchao)
@@ -27,9 +28,15 @@ MODELS = {
                       batch_size=16),
     "llama_1b": dict(vocab_size=32000, dim=2048, num_layers=20, num_heads=16, num_kv_heads=4, ffn_dim=5632, seq_len=2048,
                      batch_size=4),
-    "llama_3b": dict(vocab_size=128256, dim=3072, num_layers=28, num_heads=24, num_kv_heads=8, ffn_dim=8192, seq_len=8192,
-                     batch_size=1),
+    "llama3_1b": dict(vocab_size=128256, dim=2048, num_layers=16, num_heads=32, num_kv_heads=8, ffn_dim=8192, seq_len=8192,
+                      batch_size=1),
+    "llama3_3b": dict(vocab_size=128256, dim=3072, num_layers=28, num_heads=24, num_kv_heads=8, ffn_dim=8192, seq_len=8192,
+                      batch_size=1),
+    "llama3_8b": dict(vocab_size=128256, dim=4096, num_layers=32, num_heads=32, num_kv_heads=8, ffn_dim=14336, seq_len=8192,
+                      batch_size=1),
 }
+# What a model asks of our runs beyond the contestant's own overrides.
+OF_MODEL = {"llama3_8b": ["training.dtype=bfloat16", "optimizer.bf16_stochastic_round=true", "optimizer.name=AdamW8bit"]}
 OURS = {
     "bf16": [],
     "float8_tensorwise": ["float8.recipe_name=tensorwise"],
@@ -68,9 +75,10 @@ def run_peer(args, shape, options):
     return json.loads(output.stdout.splitlines()[-1])
 
 
-def contestants(args):
+def contestants(args, model):
     for name in args.ours:
-        yield f"ours {name}", lambda shape, overrides=OURS[name]: run_narrowgauge(args, shape, overrides)
+        yield f"ours {name}", lambda shape, overrides=OURS[name] + OF_MODEL.get(model, []): run_narrowgauge(args, shape,
+                                                                                                           overrides)
     for name in args.peers:
         yield name, lambda shape, options=PEERS[name]: run_peer(args, shape, options)
 
@@ -79,7 +87,7 @@ def measure(args, model):
     """{contestant: its runs, or the error of one that failed}."""
     results = {}
     for _ in range(args.rounds):
-        for name, run in contestants(args):
+        for name, run in contestants(args, model):
             if isinstance(results.get(name), str):
                 continue
             try:
