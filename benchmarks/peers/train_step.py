@@ -146,6 +146,7 @@ def main():
     tokens = torch.randint(0, args.vocab_size, (args.batch_size // ranks, args.seq_len)).to(args.device)
     targets = torch.randint(0, args.vocab_size, (args.batch_size // ranks, args.seq_len)).to(args.device)
     seconds = []
+    first_step_at = None
     for _ in range(args.warmup + args.steps):
         started = time.perf_counter()
         with autocast:
@@ -156,13 +157,14 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - started)
+        first_step_at = first_step_at or time.time()
     if ranks > 1:
         torch.distributed.destroy_process_group()
     if int(os.environ.get("RANK", 0)) > 0:
         return
     print(json.dumps(dict(
         step_seconds=seconds[args.warmup:], tokens_per_step=args.batch_size * args.seq_len, loss=loss.item(),
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if args.device == "cuda" else
+        first_step_at=first_step_at, peak_memory_bytes=torch.cuda.max_memory_allocated() if args.device == "cuda" else
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)))
 
 
