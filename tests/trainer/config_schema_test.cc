@@ -188,7 +188,7 @@ TEST(ConfigDocs, PageIsUpToDate) {
 
 TEST(Configs, ShippedConfigurationsAreValid) {
   for (const char* name : {"quickstart", "shakespeare_char", "bench/llama_12m",
-                           "convergence/llama_3m", "convergence/qat"}) {
+                           "convergence/llama_3m", "convergence/llama_125m", "convergence/qat"}) {
     const std::string path = std::string("configs/") + name + ".yaml";
     const TrainConfig config = read_config(path, {});
     EXPECT_EQ(to_yaml(read_config_text(to_yaml(config), name, {})), to_yaml(config)) << path;
