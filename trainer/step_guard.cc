@@ -1,9 +1,11 @@
 #include "trainer/step_guard.h"
 
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace narrowgauge::trainer {
@@ -13,7 +15,8 @@ StepGuard::StepGuard(const TrainConfig& config)
       sigma_factor_(config.training.sigma_factor),
       applies_in_backward_(config.optimizer.early_step_in_backward),
       counts_(at::zeros({kNumCounts}, at::kLong)),
-      losses_(at::zeros({config.training.rolling_interval_length}, at::kDouble)) {}
+      losses_(at::full({config.training.rolling_interval_length},
+                       std::numeric_limits<double>::quiet_NaN(), at::kDouble)) {}
 
 StepGuard::Verdict StepGuard::judge(int64_t step, double loss, double grad_norm) {
   if (!std::isfinite(loss) || !std::isfinite(grad_norm)) {
@@ -53,19 +56,23 @@ void StepGuard::stop(int64_t step, double loss, double grad_norm) const {
 
 double StepGuard::z_score(double loss) const {
   const int64_t size = losses_.numel();
-  const int64_t present = std::min(count(kNumLosses), size);
+  const int64_t used = std::min(count(kNumLosses), size);
+  const auto* values = losses_.const_data_ptr<double>();
+  int64_t present = 0;
+  double sum = 0;
+  for (int64_t i = 0; i < used; ++i) {
+    if (!std::isnan(values[i])) {
+      ++present;
+      sum += values[i];
+    }
+  }
   if (present < std::max<int64_t>(2, size / 2)) {
     return 0.0;
   }
-  const auto* values = losses_.const_data_ptr<double>();
-  double sum = 0;
-  for (int64_t i = 0; i < present; ++i) {
-    sum += values[i];
-  }
   const double mean = sum / static_cast<double>(present);
   double squares = 0;
-  for (int64_t i = 0; i < present; ++i) {
-    squares += (values[i] - mean) * (values[i] - mean);
+  for (int64_t i = 0; i < used; ++i) {
+    squares += std::isnan(values[i]) ? 0 : (values[i] - mean) * (values[i] - mean);
   }
   const double deviation = std::sqrt(squares / static_cast<double>(present - 1));
   return deviation > 0 ? (loss - mean) / deviation : 0.0;

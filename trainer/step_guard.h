@@ -59,7 +59,7 @@ class StepGuard {
   double sigma_factor_;  // 0: no rule for spikes
   bool applies_in_backward_;
   at::Tensor counts_;  // int64 [kNumCounts]
-  at::Tensor losses_;  // fp64, a ring
+  at::Tensor losses_;  // fp64, a ring; NaN where there is none yet
   std::optional<LossSpike> spike_;
 };
 

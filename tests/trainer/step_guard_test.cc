@@ -113,6 +113,30 @@ TEST(StepGuard, ARunThatGoesOnDecidesAlike) {
   EXPECT_EQ(resumed.skipped_steps(), 2);
 }
 
+// Loads what a checkpoint would hold and `to` asks for.
+void copy_state_by_name(StepGuard& from, StepGuard& to) {
+  for (const auto& [name, tensor] : from.named_buffers()) {
+    for (const auto& [wanted, destination] : to.named_buffers()) {
+      if (name == wanted) {
+        destination.copy_(tensor);
+      }
+    }
+  }
+}
+
+TEST(StepGuard, AWindowOfAnotherLengthBeginsEmpty) {
+  StepGuard straight(config_of(5, 3, 16));
+  for (int64_t step = 1; step <= 60; ++step) {
+    straight.judge(step, loss_at(step), 1.0);
+  }
+  StepGuard longer(config_of(5, 3, 32));
+  copy_state_by_name(straight, longer);
+  for (int64_t step = 61; step <= 120; ++step) {
+    ASSERT_EQ(longer.judge(step, loss_at(step), 1.0), Verdict::kApply) << step;
+  }
+  EXPECT_EQ(longer.judge(121, 9.0, 1.0), Verdict::kRollBack);
+}
+
 TEST(StepGuard, BatchesBehindASpikeFollowEachOther) {
   StepGuard guard(config_of(5, 4));
   EXPECT_EQ(guard.skipped_batches(), 0);
