@@ -141,7 +141,9 @@ at::Tensor SemiSparseLinear::forward(const at::Tensor& x) {
   if (!is_sparse_) {
     return nn::Linear::forward(x);
   }
-  if (refresh_) {
+  // A checkpoint of a run that was dense has no mask, and one of zeros would silence the layer.
+  const bool has_mask = device_mask_.defined() || mask_.any().item<bool>();
+  if (refresh_ || !has_mask) {
     const at::NoGradGuard no_grad;
     device_mask_ = semi_structured_mask(weight.detach(), options.algorithm);
     refresh_ = false;

@@ -58,6 +58,18 @@ TEST(SemiSparseLinear, EqualsMaskedDenseExactlyInFp32) {
   }
 }
 
+// A dense run's checkpoint that goes on sparse, at a step at which mask_interval asks for no new
+// mask.
+TEST(SemiSparseLinear, ALayerWithoutAMaskMakesOne) {
+  const RandomLinear dense(at::kFloat);
+  SemiSparseLinear sparse(dense, {});
+  sparse.take_mask();
+  sparse.set_refresh_mask(false);
+  sparse(at::randn({4, 32}));
+  expect_bitwise_equal(sparse.mask(),
+                       semi_structured_mask(dense.weight.detach(), TileAlgorithm::kOptimal));
+}
+
 // The peer's own test (test_fast_sparse_training): rtol = atol = 0.1 in half precision.
 TEST(SemiSparseLinear, EqualsMaskedDenseWithinThePeersToleranceInBfloat16) {
   const RandomLinear dense(at::kBFloat16);
