@@ -1,5 +1,7 @@
 #include "quantization/quantized_tensor.h"
 
+#include <ATen/ops/aminmax.h>
+
 #include "quantization/affine.h"
 #include "quantization/float8_grid.h"
 #include "quantization/gguf_grid.h"
@@ -67,6 +69,21 @@ std::vector<int64_t> scale_sizes(const QuantizedTensor& q) {
   const int64_t cols = q.codes.size(-1);
   const int64_t group = group_columns(q.spec, cols);
   return {cols == 0 ? 0 : q.codes.numel() / cols, group == 0 ? 0 : cols / group};
+}
+
+// Codes that do not fill their bytes lie in the grid's range: packing two to a byte relies on it.
+void check_code_range(const QuantizedTensor& q) {
+  const bool is_affine = q.spec.grid == Grid::kAffine;
+  const bool has_all_of_a_byte = is_affine ? q.spec.bits == 8 : q.codes.scalar_type() != at::kByte;
+  if (has_all_of_a_byte || q.codes.numel() == 0 || q.codes.is_meta()) {
+    return;
+  }
+  const int64_t least = is_affine ? q.spec.quant_min() : 0;
+  const int64_t most = is_affine ? q.spec.quant_max() : 15;
+  const auto [smallest, largest] = at::aminmax(q.codes);
+  TORCH_CHECK(smallest.item<int64_t>() >= least && largest.item<int64_t>() <= most,
+              "expected codes of ", least, " to ", most, ", got ", smallest.item<int64_t>(), " to ",
+              largest.item<int64_t>());
 }
 
 }  // namespace
@@ -176,6 +193,7 @@ void check_quantized_tensor(const QuantizedTensor& q) {
   if (q.outer_scale) {
     expect_sizes(*q.outer_scale, {1, 1}, "outer_scale");
   }
+  check_code_range(q);
 }
 
 }  // namespace narrowgauge::quantization

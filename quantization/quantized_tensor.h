@@ -48,8 +48,8 @@ bool can_clip(const QuantizationSpec& spec);
 // stays that of all.
 QuantizedTensor rows(const QuantizedTensor& q, int64_t begin, int64_t end);
 
-// Throws c10::Error naming the tensor unless dtypes and shapes are those above:
-// for what was read from a file.
+// Throws c10::Error naming the tensor unless dtypes and shapes are those above
+// and codes lie on the grid: for what was read from a file.
 void check_quantized_tensor(const QuantizedTensor& q);
 
 }  // namespace narrowgauge::quantization

@@ -117,6 +117,25 @@ TEST(QuantizedTensor, ChecksWhatAFileHolds) {
   EXPECT_THROW(check_quantized_tensor(bad), c10::Error);
 }
 
+// A code that does not fit its half of a byte would change its neighbour when packed.
+TEST(QuantizedTensor, CodesBeyondTheGridAreRefused) {
+  for (const QuantizationSpec& spec : all_specs()) {
+    const QuantizedTensor good = quantize(at::randn({4, 256}), spec);
+    const bool has_free_codes =
+        spec.grid == Grid::kAffine ? spec.bits < 8 : good.codes.scalar_type() == at::kByte;
+    for (const int code : {-120, 16, 100}) {
+      const bool fits = code >= 0 || good.codes.scalar_type() == at::kChar;
+      if (!has_free_codes || !fits) {
+        continue;
+      }
+      QuantizedTensor bad = good;
+      bad.codes = good.codes.clone();
+      bad.codes[2][17].fill_(code);
+      EXPECT_THROW(check_quantized_tensor(bad), c10::Error) << describe(spec) << " " << code;
+    }
+  }
+}
+
 // Every code and every midpoint: ties go to the even code, larger values saturate.
 TEST(E2m1, RoundsToNearestEven) {
   const at::Tensor codes = at::arange(16, at::kByte);
