@@ -49,6 +49,12 @@ GroupFactors mx_factors(const at::Tensor& largest, double largest_value) {
   return {before.to(at::kFloat), after.to(at::kFloat), code.to(at::kByte)};
 }
 
+// A scale's reciprocal. That of a scale so small that it has none in fp32 is 0, as that of 0: the
+// codes are 0 then, where infinity would make NaN of a zero.
+at::Tensor finite_or_zero(const at::Tensor& reciprocal) {
+  return at::where(at::isfinite(reciprocal), reciprocal, 0.0);
+}
+
 // torchao's nvfp4_quantize with a scale for the tensor, amax / (448 * 6); a
 // tensor of zeros has 1.
 GroupFactors nvfp4_factors(const at::Tensor& largest) {
@@ -62,7 +68,7 @@ GroupFactors nvfp4_factors(const at::Tensor& largest) {
                             kSmallestScale, e4m3_max())
                       .to(at::kFloat8_e4m3fn);
   const at::Tensor scale = factors.scale.to(at::kFloat);
-  factors.before = factors.outer_scale.reciprocal().div(scale);
+  factors.before = finite_or_zero(factors.outer_scale.reciprocal().div(scale));
   factors.after = factors.outer_scale.mul(scale);
   return factors;
 }
@@ -70,9 +76,8 @@ GroupFactors nvfp4_factors(const at::Tensor& largest) {
 // ggml-quants.c: codes are taken with d in fp32, values with d rounded to fp16;
 // 0 gives zeros.
 GroupFactors gguf_factors(const at::Tensor& d) {
-  const at::Tensor before = at::where(d.eq(0), 0.0, d.reciprocal()).to(at::kFloat);
   const at::Tensor scale = d.to(at::kHalf);
-  return {before, scale.to(at::kFloat), scale};
+  return {finite_or_zero(d.reciprocal()), scale.to(at::kFloat), scale};
 }
 
 }  // namespace

@@ -168,6 +168,40 @@ TEST(FakeQuantize, AGroupThatIsNotFiniteGivesNaN) {
   }
 }
 
+// Values so small that their scale has no reciprocal, so large that their range overflows, or not
+// finite: training must see what export writes.
+TEST(FakeQuantize, ExtremeGroupsHaveTheReferencesValues) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  std::vector<QuantizationSpec> specs = affine_specs(32);
+  for (const QuantizationSpec& spec : scheme_specs()) {
+    specs.push_back(spec);
+  }
+  for (const double magnitude : {1e-42, 1e-39, 1e-37, 1.0, 1e7, 3e37}) {
+    at::Tensor x = at::randn({4, 256}).mul(magnitude);
+    x.slice(1, 0, 256, 5).zero_();
+    for (const double bad : {0.0, kInfinity, -kInfinity, std::nan("")}) {
+      x[2][70] = bad;
+      for (const QuantizationSpec& spec : specs) {
+        for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+          const at::Tensor actual = fake_quantize_with_clipped(x, spec, dtype, true).values;
+          const at::Tensor expected =
+              fake_quantize_with_clipped_reference(x, spec, dtype, true).values;
+          SCOPED_TRACE(quantization::describe(spec) + ", values of " + std::to_string(magnitude) +
+                       " and " + std::to_string(bad));
+          // NaN or infinity is all the same.
+          const at::Tensor finite = expected.isfinite();
+          expect_bitwise_equal(actual.isfinite(), finite);
+          expect_bitwise_equal(actual.masked_fill(finite.logical_not(), 0.0),
+                               expected.masked_fill(finite.logical_not(), 0.0));
+          if (bad == 0.0 && magnitude <= 1.0) {
+            ASSERT_TRUE(actual.isfinite().all().item<bool>());
+          }
+        }
+      }
+    }
+  }
+}
+
 // Straight-through in autograd's own terms: rounding is the identity, the clamp is not.
 at::Tensor straight_through(const at::Tensor& x, const QuantizationSpec& spec) {
   if (!quantization::can_clip(spec)) {
