@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -73,14 +75,10 @@ class ByteProgress {
   StageProgress progress_;
 };
 
-// What is wrong with a checkpoint, or "".
-std::string damage_of(const fs::path& folder, bool reads_all) {
+// What is wrong with any byte of a checkpoint, or "".
+std::string damage_of(const fs::path& folder) {
   try {
     CheckpointReader reader = CheckpointReader::open(folder);
-    if (!reads_all) {
-      reader.verify_structure();
-      return "";
-    }
     ByteProgress progress("checking " + folder.filename().string(),
                           checkpoint::size_bytes(reader.manifest()));
     reader.verify(0, 1, [&](uint64_t done) { progress(done); });
@@ -92,19 +90,28 @@ std::string damage_of(const fs::path& folder, bool reads_all) {
 
 ordered_json describe(const fs::path& folder, bool is_latest) {
   ordered_json line = {{"checkpoint", folder.filename().string()}, {"latest", is_latest}};
-  const std::string damage = damage_of(folder, /*reads_all=*/false);
-  if (!damage.empty()) {
-    line["damage"] = damage;
-    return line;
+  try {
+    CheckpointReader reader = CheckpointReader::open(folder);
+    reader.verify_structure();
+    const auto& manifest = reader.manifest();
+    const auto state = ordered_json::parse(manifest.state_json);
+    const int64_t tokens = state.value("tokens_seen", int64_t{0});
+    line.update(ordered_json{{"step", manifest.step},
+                             {"bytes", checkpoint::size_bytes(manifest)},
+                             {"tensors", manifest.tensors.size()},
+                             {"world_size", manifest.world_size},
+                             {"tokens_seen", tokens}});
+  } catch (const std::exception& error) {
+    line["damage"] = error.what();
   }
-  const auto manifest = CheckpointReader::open(folder).manifest();
-  const auto state = ordered_json::parse(manifest.state_json);
-  line["step"] = manifest.step;
-  line["bytes"] = checkpoint::size_bytes(manifest);
-  line["tensors"] = manifest.tensors.size();
-  line["world_size"] = manifest.world_size;
-  line["tokens_seen"] = state.value("tokens_seen", int64_t{0});
   return line;
+}
+
+// The run directory that checkpoints in `store` belong to, however it is written:
+// "run/checkpoints/" and "." inside of it too.
+fs::path run_of(const fs::path& store) {
+  const fs::path path = fs::absolute(store).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).parent_path();
 }
 
 // Held while old checkpoints are deleted. A run holds it as long as it trains; nothing where the
@@ -112,11 +119,16 @@ ordered_json describe(const fs::path& folder, bool is_latest) {
 class RunLock {
  public:
   explicit RunLock(const fs::path& store) {
-    const fs::path file = store.parent_path() / "lock";
+    const fs::path run = run_of(store);
+    const fs::path file = run / "lock";
     descriptor_ = ::open(file.c_str(), O_RDWR | O_CLOEXEC);
+    if (descriptor_ < 0 && errno != ENOENT) {
+      throw std::runtime_error("cannot tell whether a process trains in " + run.string() + ": " +
+                               file.string() + ": " + std::strerror(errno));
+    }
     if (descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
       ::close(descriptor_);
-      throw std::runtime_error("a process trains in " + store.parent_path().string() +
+      throw std::runtime_error("a process trains in " + run.string() +
                                "; it deletes old checkpoints by itself (checkpoint.keep_latest_k)");
     }
   }
@@ -178,7 +190,7 @@ int verify_command(const CheckpointVerifyOptions& options) {
   ordered_json results = ordered_json::array();
   bool is_good = !folders.empty();
   for (const fs::path& folder : folders) {
-    const std::string damage = damage_of(folder, /*reads_all=*/true);
+    const std::string damage = damage_of(folder);
     is_good = is_good && damage.empty();
     results.push_back({{"checkpoint", folder.string()}, {"damage", damage}});
     if (!options.json) {

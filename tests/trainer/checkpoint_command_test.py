@@ -127,6 +127,11 @@ class CheckpointCommand(unittest.TestCase):
             fcntl.flock(lock, fcntl.LOCK_EX)
             code, _, errors = self.runs.checkpoint("prune", self.folder / "one", "--keep", "1")
             self.assertEqual((code, "a process trains in" in errors), (1, True))
+            # However the folder is written.
+            for path in (self.store, f"{self.store}/", f"{self.store}/.", f"{self.folder}/one/"):
+                with self.subTest(path=path):
+                    code, _, errors = self.runs.checkpoint("prune", path, "--keep", "1")
+                    self.assertEqual((code, "a process trains in" in errors), (1, True), errors)
         self.assertEqual(len(self.names()), 5)
         self.assertEqual(self.runs.checkpoint("prune", self.folder / "one", "--keep", "2")[0], 0)
         self.assertEqual(self.names(), ["latest", "step-00000004", "step-00000006"])
