@@ -100,8 +100,9 @@ void describe_start(const TrainConfig& config, const RunDirectory& run, const st
 }
 
 // Trains to the end or a stop. At a loss spike the run begins anew where its last checkpoint left
-// it, behind the batches that led to the spike, as often as it gets on from there.
-std::unique_ptr<Trainer> train_past_spikes(const TrainConfig& config, const RunDirectory& run,
+// it, behind the batches that led to the spike, as often as it gets on from there. A
+// checkpoint.load_step is where it begins, not where it goes back to once it has saved.
+std::unique_ptr<Trainer> train_past_spikes(TrainConfig& config, const RunDirectory& run,
                                            const TrainingData& data,
                                            const std::shared_ptr<comm::Communicator>& world,
                                            at::Device device, const StopSignal& stop_signal,
@@ -129,13 +130,16 @@ std::unique_ptr<Trainer> train_past_spikes(const TrainConfig& config, const RunD
           "; lower optimizer.lr, raise training.sigma_factor or begin earlier with "
           "checkpoint.load_step");
     }
+    if (trainer->saved_step() > first_step) {
+      config.checkpoint.load_step = -1;  // `latest` is this run's own
+    }
     trainer.reset();  // before the next one takes its memory
     trainer = std::make_unique<Trainer>(config, run, data, world, device, spike);
   }
 }
 
 // The run itself, once its data and device are known. Returns the exit code.
-int train_and_export(const TrainConfig& config, const RunDirectory& run, const TrainingData& data,
+int train_and_export(TrainConfig& config, const RunDirectory& run, const TrainingData& data,
                      const std::shared_ptr<comm::Communicator>& world, at::Device device,
                      const StopSignal& stop_signal, const std::function<void()>& under_way) {
   const bool is_first_rank = world->rank() == 0;

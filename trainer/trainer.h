@@ -56,8 +56,10 @@ class Trainer {
   // The last step that is done.
   int64_t step() const { return state_.step; }
 
+  // Of the newest checkpoint that this run made or began with; -1: none.
+  int64_t saved_step() const { return saver_.saved_step(); }
   // Whether a checkpoint holds the step the run stands at.
-  bool is_saved() const { return saver_.saved_step() == state_.step; }
+  bool is_saved() const { return saved_step() == state_.step; }
 
   // Seconds of a step, on average over those this process trained; the first two, which warm up, do
   // not count. 0 where there were no others.

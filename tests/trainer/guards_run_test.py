@@ -120,6 +120,18 @@ class GuardsRun(unittest.TestCase):
                 self.assertEqual([line["skipped_batches"] for line in self.rollbacks(name)],
                                  [line["skipped_batches"] for line in found])
 
+    def test_a_run_begun_with_load_step_goes_back_to_its_newest_checkpoint(self):
+        options = ["training.steps=200", "training.sigma_factor=8", "training.rolling_interval_length=32",
+                   "checkpoint.interval=10"]
+        self.train("straight", *options, text="poisoned.txt")
+        self.train("begun", *options, "training.steps=30", text="poisoned.txt")
+        self.train("begun", *options, "checkpoint.load_step=20", text="poisoned.txt")
+        keys = ("step", "rollback_from", "skipped_batches")
+        self.assertGreater(self.rollbacks("straight")[0]["step"], 30)
+        self.assertEqual([[line[key] for key in keys] for line in self.rollbacks("begun")],
+                         [[line[key] for key in keys] for line in self.rollbacks("straight")])
+        self.assertEqual(self.losses("begun"), self.losses("straight"))
+
     def test_spikes_without_end_stop_the_run(self):
         # Every loss that is above the mean at all counts as a spike.
         ended = self.start("endless", "training.steps=200", "training.sigma_factor=0.001",
