@@ -2,12 +2,9 @@
 
 Argument: narrowgauge (the binary; narrowgauge_torch beside it).
 """
-import json
 import math
 import os
 import pathlib
-import random
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -15,52 +12,27 @@ import unittest
 import torch
 from safetensors.torch import load_file
 
+from tiny_run import CONVERSION_CONFIG, TinyRuns
+
 NARROWGAUGE = os.path.abspath(sys.argv[1])
 RECIPES = ["tensorwise", "rowwise", "rowwise_with_gw_hp", "delayed", "blockwise", "mxfp8"]
 
-CONFIG = """
-job:          {run_dir: %(run)s}
-model:        {architecture: llama, dim: 32, num_layers: 2, num_heads: 4, num_kv_heads: 2, ffn_dim: 64, max_seq_len: 64}
-tokenizer:    {kind: bytes}
-data:         {train: [%(text)s], validation_fraction: 0.1, cache_dir: %(cache)s}
-training:     {steps: 12, seq_len: 16, local_batch_size: 2, global_batch_size: 8, num_threads: 1, device: cpu}
-optimizer:    {lr: 3.0e-3}
-float8:       {recipe_name: %(recipe)s, health_interval: 4}
-validation:   {interval: 6}
-checkpoint:   {interval: 6, keep_latest_k: 0}
-export:       {enable: false}
-"""
-WORDS = "the cat sat on a mat and saw the dog run to the red house by the sea where it slept".split()
-
-
-def json_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+CONFIG = CONVERSION_CONFIG + "float8: {health_interval: 4}\n"
 
 
 class TrainFloat8(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-        words = random.Random(0)
-        self.text = self.folder / "text.txt"
-        self.text.write_text(" ".join(words.choice(WORDS) for _ in range(4000)))
+        self.runs = TinyRuns(NARROWGAUGE, self.folder, config=CONFIG)
 
     def train(self, name, recipe, *overrides, ranks=1):
         """Returns exit code, standard error and the run's folder."""
-        path = self.folder / f"{name}.yaml"
-        path.write_text(CONFIG % dict(run=self.folder / name, text=self.text, cache=self.folder / "cache",
-                                      recipe=recipe))
-        launcher = [] if ranks == 1 else ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
-        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                           OMPI_MCA_btl_vader_single_copy_mechanism="none")
-        process = subprocess.run([*launcher, NARROWGAUGE, "train", path, *overrides], capture_output=True, text=True,
-                                 env=environment, timeout=240)
-        return process.returncode, process.stderr, self.folder / name
+        return self.runs.run(name, f"float8.recipe_name={recipe}", *overrides, ranks=ranks)
 
     def losses(self, name, recipe, *overrides, ranks=1):
-        status, errors, folder = self.train(name, recipe, *overrides, ranks=ranks)
+        status, errors, _ = self.train(name, recipe, *overrides, ranks=ranks)
         self.assertEqual(status, 0, errors)
-        return [(line["step"], line["loss"], line["grad_norm"]) for line in json_lines(folder / "metrics.jsonl")
-                if "loss" in line]
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in self.runs.metrics(name)]
 
     def test_every_recipe_learns_and_resumes_bit_for_bit(self):
         reference = self.losses("bf16", "none", "training.steps=30")
@@ -75,10 +47,10 @@ class TrainFloat8(unittest.TestCase):
 
     def test_recipe_may_change_on_resume(self):
         self.losses("run", "tensorwise", "training.steps=6")
-        status, errors, folder = self.train("run", "delayed")
+        status, errors, _ = self.train("run", "delayed")
         self.assertEqual(status, 0, errors)
         self.assertIn("float8.recipe_name: tensorwise -> delayed", errors)
-        self.assertEqual(len([line for line in json_lines(folder / "metrics.jsonl") if "loss" in line]), 12)
+        self.assertEqual(len(self.runs.metrics("run")), 12)
 
     def test_float8_all_gather_changes_no_loss(self):
         for recipe in ("tensorwise", "rowwise", "delayed"):
@@ -101,13 +73,13 @@ class TrainFloat8(unittest.TestCase):
                     self.assertEqual(recomputed, kept)
 
     def test_health_is_sampled_and_described(self):
-        status, errors, folder = self.train("run", "delayed", "float8.filter_fqns=[lm_head,layers.1.*]")
+        status, errors, _ = self.train("run", "delayed", "float8.filter_fqns=[lm_head,layers.1.*]")
         self.assertEqual(status, 0, errors)
         self.assertIn("layers.*.self_attn.qkv_proj  32 -> 64  x 1  float8", errors)
         self.assertIn("layers.*.mlp.down_proj  64 -> 32  x 1  as it was (filter_fqns has layers.1.*)", errors)
         self.assertIn("lm_head  32 -> 256  x 1  as it was (filter_fqns has lm_head)", errors)
         self.assertRegex(errors, r"float8 delayed: linears keep 0\.0 MB of inputs for backward instead of 0\.0 MB")
-        lines = [line for line in json_lines(folder / "metrics.jsonl") if "float8" in line]
+        lines = [line for line in self.runs.lines("run") if "float8" in line]
         self.assertEqual([line["step"] for line in lines], [1, 4, 8, 12])
         for line in lines:
             self.assertEqual(set(line["float8"]), {f"layers.0.{name}" for name in (

@@ -6,7 +6,6 @@ Argument: narrowgauge (the binary; narrowgauge_torch beside it).
 import json
 import os
 import pathlib
-import random
 import subprocess
 import sys
 import tempfile
@@ -17,50 +16,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
+from tiny_run import CONVERSION_CONFIG, TinyRuns
+
 NARROWGAUGE = os.path.abspath(sys.argv[1])
-CONFIG = """
-job:          {run_dir: %(run)s}
-model:        {architecture: llama, dim: 32, num_layers: 2, num_heads: 4, num_kv_heads: 2, ffn_dim: 64, max_seq_len: 64}
-tokenizer:    {kind: bytes}
-data:         {train: [%(text)s], validation_fraction: 0.1, cache_dir: %(cache)s}
-training:     {steps: 12, seq_len: 16, local_batch_size: 2, global_batch_size: 8, num_threads: 1, device: cpu}
-optimizer:    {lr: 3.0e-3}
-qat:          {scheme: %(scheme)s}
-validation:   {interval: 6}
-checkpoint:   {interval: 6, keep_latest_k: 0}
-export:       {enable: false}
-"""
-WORDS = "the cat sat on a mat and saw the dog run to the red house by the sea where it slept".split()
 SCHEMES = ["8da4w", "int8-dynamic-act-int8-weight", "float8-dynamic-act-float8-weight", "mxfp4", "nvfp4", "gguf-q4_0"]
-
-
-def json_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class TrainQAT(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-        words = random.Random(0)
-        self.text = self.folder / "text.txt"
-        self.text.write_text(" ".join(words.choice(WORDS) for _ in range(4000)))
+        self.runs = TinyRuns(NARROWGAUGE, self.folder, config=CONVERSION_CONFIG)
 
     def train(self, name, scheme, *overrides, ranks=1):
         """Returns exit code, standard error and the run's folder."""
-        path = self.folder / f"{name}.yaml"
-        path.write_text(CONFIG % dict(run=self.folder / name, text=self.text, cache=self.folder / "cache", scheme=scheme))
-        launcher = [] if ranks == 1 else ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
-        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                           OMPI_MCA_btl_vader_single_copy_mechanism="none")
-        process = subprocess.run([*launcher, NARROWGAUGE, "train", path, *overrides], capture_output=True, text=True,
-                                 env=environment, timeout=240)
-        return process.returncode, process.stderr, self.folder / name
+        return self.runs.run(name, f"qat.scheme={scheme}", *overrides, ranks=ranks)
 
     def losses(self, name, scheme, *overrides, ranks=1):
-        status, errors, folder = self.train(name, scheme, *overrides, ranks=ranks)
+        status, errors, _ = self.train(name, scheme, *overrides, ranks=ranks)
         self.assertEqual(status, 0, errors)
-        return [(line["step"], line["loss"], line["grad_norm"]) for line in json_lines(folder / "metrics.jsonl")
-                if "loss" in line]
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in self.runs.metrics(name)]
 
     def test_schemes_learn_and_resume_bit_for_bit(self):
         reference = self.losses("bf16", "none", "training.steps=30")
@@ -75,14 +49,14 @@ class TrainQAT(unittest.TestCase):
 
     def test_it_begins_when_told_and_the_log_says_so(self):
         plain = self.losses("plain", "none")
-        status, errors, folder = self.train("late", "8da4w", "qat.fake_quant_after_n_steps=5")
+        status, errors, _ = self.train("late", "8da4w", "qat.fake_quant_after_n_steps=5")
         self.assertEqual(status, 0, errors)
         self.assertIn("qat 8da4w: fake quantization from step 6 on", errors)
         self.assertIn("layers.*.self_attn.qkv_proj  32 -> 64  x 2  int4 symmetric per group of 32, inputs int8 asymmetric per token",
                       errors)
         self.assertIn("lm_head  32 -> 256  x 1  as it is (prepared by a rule only)", errors)
         self.assertIn("step 6  fake quantization is on", errors)
-        late = [(line["step"], line["loss"], line["grad_norm"]) for line in json_lines(folder / "metrics.jsonl") if "loss" in line]
+        late = [(line["step"], line["loss"], line["grad_norm"]) for line in self.runs.metrics("late")]
         self.assertEqual(late[:5], plain[:5])
         self.assertNotEqual(late[5:], plain[5:])
         resumed = self.losses("late", "8da4w", "qat.fake_quant_after_n_steps=5", "checkpoint.load_step=6")
@@ -134,7 +108,7 @@ class TrainQAT(unittest.TestCase):
 job:          {{run_dir: {self.folder}/tuned-{scheme}}}
 model:        {{initial_load_path: {folder}/hf}}
 tokenizer:    {{kind: bytes}}
-data:         {{train: [{self.text}], validation_fraction: 0.1, cache_dir: {self.folder}/cache}}
+data:         {{train: [{self.runs.text}], validation_fraction: 0.1, cache_dir: {self.folder}/cache}}
 training:     {{steps: 8, seq_len: 16, local_batch_size: 4, num_threads: 1, device: cpu}}
 optimizer:    {{lr: 1.0e-2}}
 qat:          {{scheme: {scheme}}}

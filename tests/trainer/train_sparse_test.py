@@ -2,11 +2,8 @@
 
 Argument: narrowgauge (the binary; narrowgauge_torch beside it).
 """
-import json
 import os
 import pathlib
-import random
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -14,48 +11,26 @@ import unittest
 import torch
 from safetensors.torch import load_file
 
+from tiny_run import CONVERSION_CONFIG, TinyRuns
+
 NARROWGAUGE = os.path.abspath(sys.argv[1])
 
-CONFIG = """
-job:          {run_dir: %(run)s}
-model:        {architecture: llama, dim: 32, num_layers: 2, num_heads: 4, num_kv_heads: 2, ffn_dim: 64, max_seq_len: 64}
-tokenizer:    {kind: bytes}
-data:         {train: [%(text)s], validation_fraction: 0.1, cache_dir: %(cache)s}
-training:     {steps: 12, seq_len: 16, local_batch_size: 2, global_batch_size: 8, num_threads: 1, device: cpu}
-optimizer:    {lr: 3.0e-3}
-sparsity:     {kind: semi_structured}
-validation:   {interval: 6}
-checkpoint:   {interval: 2, keep_latest_k: 0}
-"""
-WORDS = "the cat sat on a mat and saw the dog run to the red house by the sea where it slept".split()
-
-
-def json_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+CONFIG = CONVERSION_CONFIG + "sparsity: {kind: semi_structured}\n"
 
 
 class TrainSparse(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-        words = random.Random(0)
-        self.text = self.folder / "text.txt"
-        self.text.write_text(" ".join(words.choice(WORDS) for _ in range(4000)))
+        self.runs = TinyRuns(NARROWGAUGE, self.folder, config=CONFIG)
 
     def train(self, name, *overrides, ranks=1):
         """Returns exit code, standard error and the run's folder."""
-        path = self.folder / f"{name}.yaml"
-        path.write_text(CONFIG % dict(run=self.folder / name, text=self.text, cache=self.folder / "cache"))
-        launcher = [] if ranks == 1 else ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
-        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                           OMPI_MCA_btl_vader_single_copy_mechanism="none")
-        process = subprocess.run([*launcher, NARROWGAUGE, "train", path, *overrides], capture_output=True, text=True,
-                                 env=environment, timeout=240)
-        return process.returncode, process.stderr, self.folder / name
+        return self.runs.run(name, "checkpoint.interval=2", "export.enable=true", *overrides, ranks=ranks)
 
     def losses(self, name, *overrides, ranks=1):
-        status, errors, folder = self.train(name, *overrides, ranks=ranks)
+        status, errors, _ = self.train(name, *overrides, ranks=ranks)
         self.assertEqual(status, 0, errors)
-        return [(line["step"], line["loss"]) for line in json_lines(folder / "metrics.jsonl") if "loss" in line]
+        return [(line["step"], line["loss"]) for line in self.runs.metrics(name)]
 
     def exported(self, name):
         return load_file(self.folder / name / "hf/model.safetensors")
