@@ -48,6 +48,7 @@ LIMITED = [
     (r"torch/csrc/autograd/custom_function\.h", r"(tests/)?(nn|fsdp|float8|qat|sparsity)/[a-z0-9_]+\.cc"),
     (r"torch/csrc/autograd/engine\.h", r"fsdp/[a-z0-9_]+\.cc|nn/activation_checkpoint\.cc"),
     (r"torch/csrc/autograd/graph_task\.h", r"(fsdp|float8)/[a-z0-9_]+\.cc|nn/activation_checkpoint\.cc"),
+    (r"torch/csrc/autograd/profiler_kineto\.h", r"trainer/step_profiler\.cc"),
     (r"torch/.*", None),
     (r"yaml-cpp/.*", r"trainer/[a-z_]*config[a-z_]*\.cc|tests/.*"),
     (r"mpi\.h", r"comm/mpi_[a-z_]+\.(h|cc)"),

@@ -178,6 +178,14 @@ struct MetricsConfig {
   int64_t log_interval = 10;
 };
 
+struct ProfilingConfig {
+  bool enable_profiling = false;
+  std::string save_traces_folder = "profile_traces";
+  int64_t profile_freq = 10;
+  int64_t profiler_active = 1;
+  int64_t profiler_warmup = 3;
+};
+
 // One run. Obtained from read_config(), which returns only configurations that pass every check.
 struct TrainConfig {
   JobConfig job;
@@ -199,6 +207,7 @@ struct TrainConfig {
   GenerationConfig generation;
   ExportConfig export_;  // section `export`, a C++ keyword
   MetricsConfig metrics;
+  ProfilingConfig profiling;
 };
 
 // float8.recipe_name of a run without fp8, qat.scheme of one without a default scheme.

@@ -203,6 +203,18 @@ Problem find_optimizer_problem(const TrainConfig& config) {
   return optimizer.early_step_in_backward ? find_early_step_problem(config) : std::nullopt;
 }
 
+Problem find_profiling_problem(const TrainConfig& config) {
+  const ProfilingConfig& profiling = config.profiling;
+  if (profiling.enable_profiling &&
+      profiling.profiler_warmup + profiling.profiler_active > profiling.profile_freq) {
+    return {{"profiling.profile_freq",
+             "expected at least profiling.profiler_warmup + profiling.profiler_active = " +
+                 text(profiling.profiler_warmup + profiling.profiler_active) + ", got " +
+                 text(profiling.profile_freq)}};
+  }
+  return std::nullopt;
+}
+
 // Weights that travel in another form can not be kept by some neighbours only.
 Problem find_reshard_problem(const TrainConfig& config, bool converted, const std::string& by) {
   const std::string& reshard = config.parallelism.fsdp_reshard_after_forward;
@@ -298,7 +310,7 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& config) {
   }
   for (const auto find :
        {find_tokenizer_problem, find_data_problem, find_training_problem, find_optimizer_problem,
-        find_float8_problem, find_qat_problem, find_sparsity_problem}) {
+        find_float8_problem, find_qat_problem, find_sparsity_problem, find_profiling_problem}) {
     problem = problem ? problem : find(config);
   }
   return problem;

@@ -69,6 +69,7 @@ const std::vector<ConfigSection>& sections() {
       {"generation", "text samples during training"},
       {"export", "the Hugging Face directory <run>/hf at the end of the run"},
       {"metrics", "what is logged, and how often"},
+      {"profiling", "traces of whole steps: what ran when, on the host and on the device"},
   };
   return all;
 }
@@ -485,13 +486,34 @@ std::vector<ConfigKey> run_keys() {
   };
 }
 
+std::vector<ConfigKey> profiling_keys() {
+  using P = ProfilingConfig;
+  return {
+      {"profiling", "enable_profiling", BooleanKey{field<&C::profiling, &P::enable_profiling>}, "",
+       "write traces and a table of the device's kernels while training", "profile"},
+      {"profiling", "save_traces_folder", TextKey{field<&C::profiling, &P::save_traces_folder>}, "",
+       "below job.run_dir: iteration_STEP/rankN_trace.json, which chrome://tracing and Perfetto "
+       "open, and rankN_kernels.txt",
+       "trace_dir"},
+      {"profiling", "profile_freq",
+       IntegerKey{field<&C::profiling, &P::profile_freq>, 1, kMaxSteps}, "steps",
+       "between traces, each of which ends with a step divisible by this", ""},
+      {"profiling", "profiler_active",
+       IntegerKey{field<&C::profiling, &P::profiler_active>, 1, kMaxSteps}, "steps",
+       "in a trace; with profiler_warmup at most profile_freq", ""},
+      {"profiling", "profiler_warmup",
+       IntegerKey{field<&C::profiling, &P::profiler_warmup>, 0, kMaxSteps}, "steps",
+       "before a trace with the profiler on and nothing kept", ""},
+  };
+}
+
 std::vector<ConfigKey> all_keys() {
   std::vector<ConfigKey> all = {{"job", "run_dir", TextKey{field<&C::job, &JobConfig::run_dir>}, "",
                                  "required; everything the run writes goes here",
                                  "dump_folder output_dir out_dir save_dir"}};
   for (const auto& group :
        {model_keys(), data_keys(), training_keys(), optimizer_keys(), float8_keys(),
-        sparsity_keys(), qat_keys(), parallelism_keys(), run_keys()}) {
+        sparsity_keys(), qat_keys(), parallelism_keys(), run_keys(), profiling_keys()}) {
     all.insert(all.end(), group.begin(), group.end());
   }
   return all;

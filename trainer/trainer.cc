@@ -139,6 +139,7 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       guard_(config),
       replica_check_(mesh_, config.training.check_weight_hash_interval),
       state_(begin_state()),
+      profiler_(config.profiling, run.path(), mesh_.world().rank(), device),
       saver_(config.checkpoint, run.checkpoints(), mesh_.world(), checkpoint_ ? state_.step : -1,
              [this] {
                return snapshot_run(state_, config_, parameters_, *optimizer_, named_buffers());
@@ -191,7 +192,9 @@ void Trainer::train(const StopSignal& stop_signal, const std::function<void()>& 
     progress_.emplace(state_.step + 1, last_step, config_.metrics.log_interval);
   }
   while (state_.step < last_step && !stopped_by_) {
+    profiler_.before_step(state_.step + 1);
     const StepMetrics metrics = train_step(state_.step + 1);
+    profiler_.after_step(state_.step + 1);
     under_way();
     if (spike()) {
       tell(saver_.settle());

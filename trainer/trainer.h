@@ -29,6 +29,7 @@
 #include "trainer/run_saver.h"
 #include "trainer/step_action.h"
 #include "trainer/step_guard.h"
+#include "trainer/step_profiler.h"
 #include "trainer/stop_signal.h"
 #include "trainer/training_data.h"
 
@@ -115,6 +116,7 @@ class Trainer {
   StepGuard guard_;
   ReplicaCheck replica_check_;
   RunState state_;
+  StepProfiler profiler_;
   int64_t num_steps_trained_ = 0;  // by this process
   double timed_seconds_ = 0;       // of all of them but the first kWarmUpSteps
   // The first rank's alone:

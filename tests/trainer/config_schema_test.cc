@@ -128,6 +128,11 @@ generation.top_p
 export.enable
 export.dtype
 metrics.log_interval
+profiling.enable_profiling
+profiling.save_traces_folder
+profiling.profile_freq
+profiling.profiler_active
+profiling.profiler_warmup
 )";
 
 TEST(ConfigSchema, KeysAreFrozen) {

@@ -1,0 +1,61 @@
+"""What `train` writes with profiling.enable_profiling, on one and two ranks of the CPU.
+
+Argument: narrowgauge (the binary; narrowgauge_torch beside it).
+"""
+import json
+import pathlib
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from tiny_run import TinyRuns  # noqa: E402
+
+NARROWGAUGE = sys.argv[1]
+
+
+class ProfileRun(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.runs = TinyRuns(NARROWGAUGE, folder.name)
+        cls.runs.train("plain", "training.steps=9")
+
+    def trace(self, name, step, rank=0):
+        path = self.runs.folder / name / f"traces/iteration_{step}/rank{rank}_trace.json"
+        return json.loads(path.read_text())["traceEvents"]
+
+    def profile(self, name, *overrides, ranks=1):
+        self.runs.train(name, "training.steps=9", "profiling.enable_profiling=true",
+                        "profiling.save_traces_folder=traces", *overrides, ranks=ranks)
+
+    def test_a_trace_for_each_interval_and_the_same_losses(self):
+        self.profile("every4", "profiling.profile_freq=4", "profiling.profiler_warmup=1")
+        folders = sorted(path.name for path in (self.runs.folder / "every4/traces").iterdir())
+        self.assertEqual(folders, ["iteration_4", "iteration_8"])
+        self.assertEqual([line["loss"] for line in self.runs.metrics("every4")],
+                         [line["loss"] for line in self.runs.metrics("plain")])
+
+    def test_a_trace_holds_the_steps_asked_for(self):
+        self.profile("one", "profiling.profile_freq=8")
+        self.profile("two", "profiling.profile_freq=8", "profiling.profiler_active=2", "profiling.profiler_warmup=0")
+        products = {name: sum(event.get("name") in ("aten::mm", "aten::addmm") for event in self.trace(name, 8))
+                    for name in ("one", "two")}
+        self.assertGreater(products["one"], 0)
+        self.assertEqual(products["two"], 2 * products["one"])
+
+    def test_each_rank_writes_its_own(self):
+        self.profile("ranks", "profiling.profile_freq=5", ranks=2)
+        for rank in (0, 1):
+            self.assertTrue(self.trace("ranks", 5, rank))
+
+    def test_intervals_that_do_not_fit_are_refused(self):
+        process = self.runs.start("refused", "profiling.enable_profiling=true", "profiling.profile_freq=3")
+        _, errors = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 2, errors)
+        self.assertIn("profiling.profile_freq", errors)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
