@@ -218,8 +218,14 @@ at::Tensor FSDPParam::take_unsharded_grad() {
 
 void FSDPParam::add_sharded_grad(const at::Tensor& grad) {
   at::Tensor& sharded_grad = sharded_param_.mutable_grad();
+  // A GPU's optimizers read a narrower gradient as it is: widening it would cost more memory and
+  // traffic than the sum of several needs.
+  const bool stays_narrow = !grad.is_cpu() && grad.device() == sharded_param_.device() &&
+                            grad.element_size() < sharded_param_.element_size();
   if (sharded_grad.defined()) {
-    sharded_grad.add_(grad);
+    sharded_grad = sharded_grad.to(sharded_param_.scalar_type()).add_(grad);
+  } else if (stays_narrow) {
+    sharded_grad = grad.contiguous();
   } else {
     sharded_grad = grad.to(sharded_param_.options()).contiguous();
   }

@@ -77,8 +77,9 @@ void AdamW::step(double lr, double gradient_scale) {
     if (!grad.defined() || grad.numel() == 0) {
       continue;
     }
-    const at::Tensor gradient = grad.contiguous();
-    check_tensor(gradient, "the gradient of '" + parameter.name + "'");
+    // The kernel of a GPU reads narrow gradients as they are.
+    const bool stays_narrow = grad.is_cuda() && grad.scalar_type() == at::kBFloat16;
+    const at::Tensor gradient = (stays_narrow ? grad : grad.to(at::kFloat)).contiguous();
     TORCH_CHECK(gradient.sizes() == parameter.param.sizes(), "expected a gradient of '",
                 parameter.name, "' with sizes ", parameter.param.sizes(), ", got ",
                 gradient.sizes());
@@ -124,13 +125,14 @@ kernels::AdamWTensor AdamW::device_update(const Slot& slot, const at::Tensor& gr
   const at::Tensor& param = slot.parameter.param;
   const auto c = coefficients_of(options_, step_count_, lr, slot.parameter.weight_decay, 1.0);
   return {param.mutable_data_ptr<float>(),
-          gradient.const_data_ptr<float>(),
+          gradient.const_data_ptr(),
           slot.exp_avg.mutable_data_ptr<float>(),
           slot.exp_avg_sq.mutable_data_ptr<float>(),
           param.numel(),
           c.decay,
           c.l2_decay,
-          c.negative_step};
+          c.negative_step,
+          gradient.scalar_type() == at::kBFloat16};
 }
 
 void AdamW::zero_grad() {

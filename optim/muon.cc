@@ -163,7 +163,8 @@ at::Tensor Muon::local_update(Slot& slot, double gradient_scale) const {
   if (!grad.defined()) {
     return at::zeros_like(slot.momentum_buffer, at::kBFloat16);
   }
-  const at::Tensor gradient = gradient_scale == 1.0 ? grad : grad.mul(gradient_scale);
+  const at::Tensor wide = grad.to(slot.momentum_buffer.scalar_type());
+  const at::Tensor gradient = gradient_scale == 1.0 ? wide : wide.mul(gradient_scale);
   slot.momentum_buffer.lerp_(gradient, 1.0 - options_.momentum);
   const at::Tensor update = options_.nesterov
                                 ? gradient.lerp(slot.momentum_buffer, options_.momentum)

@@ -4,8 +4,9 @@
 #include "cuda/vector.cuh"
 #include "optim/kernels/adamw_cuda.h"
 
-// Traffic: 28 bytes an element. The order of operations is adamw.cc's; -fmad=false keeps the
-// compiler from fusing others, and division and square root are the exact ones.
+// Traffic: 28 bytes an element, 26 with gradients in bf16. The order of operations is adamw.cc's;
+// -fmad=false keeps the compiler from fusing others, and division and square root are the exact
+// ones.
 
 namespace narrowgauge::optim::kernels {
 namespace {
@@ -40,6 +41,23 @@ __device__ void update(float& param, float grad, float& exp_avg, float& exp_avg_
   param = p + t.negative_step * m / denominator;
 }
 
+__device__ void load_gradient(const AdamWTensor& t, int64_t at, float (&g)[1]) {
+  g[0] = t.is_grad_bf16 ? cuda::to_float(static_cast<const uint16_t*>(t.grad)[at])
+                        : static_cast<const float*>(t.grad)[at];
+}
+
+__device__ void load_gradient(const AdamWTensor& t, int64_t at, float (&g)[4]) {
+  if (!t.is_grad_bf16) {
+    cuda::load(static_cast<const float*>(t.grad) + at, g);
+    return;
+  }
+  const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(t.grad) + at);
+  g[0] = __uint_as_float(v.x << 16);
+  g[1] = __uint_as_float(v.x & 0xffff0000U);
+  g[2] = __uint_as_float(v.y << 16);
+  g[3] = __uint_as_float(v.y & 0xffff0000U);
+}
+
 template <int kWidth, bool kIsRemainder>
 __device__ void update_at(const AdamWTensor& t, int64_t at, const AdamWCoefficients& c) {
   float p[kWidth];
@@ -47,7 +65,7 @@ __device__ void update_at(const AdamWTensor& t, int64_t at, const AdamWCoefficie
   float m[kWidth];
   float v[kWidth];
   cuda::load(t.param + at, p);
-  cuda::load(t.grad + at, g);
+  load_gradient(t, at, g);
   cuda::load(t.exp_avg + at, m);
   cuda::load(t.exp_avg_sq + at, v);
 #pragma unroll

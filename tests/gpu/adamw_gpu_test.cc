@@ -39,7 +39,8 @@ struct Run {
   std::unique_ptr<AdamW> optimizer;
 };
 
-void expect_equal_runs(const std::vector<int64_t>& sizes, AdamOptions options) {
+void expect_equal_runs(const std::vector<int64_t>& sizes, AdamOptions options,
+                       at::ScalarType grad_dtype = at::kFloat) {
   std::vector<at::Tensor> initial;
   for (const int64_t size : sizes) {
     initial.push_back(at::randn({size}));
@@ -49,7 +50,7 @@ void expect_equal_runs(const std::vector<int64_t>& sizes, AdamOptions options) {
   for (int step = 0; step < 3; ++step) {
     std::vector<at::Tensor> grads;
     for (const int64_t size : sizes) {
-      grads.push_back(at::randn({size}).mul(step == 1 ? 1e-20 : 1.0));
+      grads.push_back(at::randn({size}).mul(step == 1 ? 1e-20 : 1.0).to(grad_dtype));
     }
     cpu.step(grads, 1e-3 * (step + 1), 0.37);
     gpu.step(grads, 1e-3 * (step + 1), 0.37);
@@ -68,6 +69,10 @@ void expect_equal_runs(const std::vector<int64_t>& sizes, AdamOptions options) {
 TEST(AdamWOnGpu, HasTheBitsOfTheCpu) {
   expect_equal_runs({1, 7, 8, 9, 31, 4096, 8191, 8192, 8193, 100003}, {});
   expect_equal_runs({1003, 64}, {0.4, 0.95, 1e-6});  // the other form of lerp
+}
+
+TEST(AdamWOnGpu, NarrowGradientsAreReadAsTheyAre) {
+  expect_equal_runs({1, 7, 8, 9, 31, 4096, 8193, 100003}, {}, at::kBFloat16);
 }
 
 TEST(AdamWOnGpu, AdamToo) {
