@@ -1,18 +1,23 @@
 """Training-step speed on one GPU beside PyTorch and torchao, all in one run, in turn.
 
 Usage: train_step.py [--narrowgauge PROGRAM] [--models NAME ...] [--ours NAME ...] [--peers NAME ...] [--steps 20] [--rounds 1]
-                     [--json FILE]
+                     [--timeout 300] [--json FILE] [--profile FOLDER]
     models  llama_12m (8 x 256 tokens), gpt2_124m (16 x 1024), llama_1b (4 x 2048), and with 1 x 8192 llama3_1b, llama3_3b,
             llama3_8b (ours keeps bf16 parameters, stochastically rounded, and 8-bit moments, or it would not fit)
     ours    bf16, float8_tensorwise, float8_tensorwise_exact (no fast accumulation), float8_rowwise, float8_delayed
             (Linears but lm_head, as the peers); ratios are the first one's
     peers   eager, compile, float8_tensorwise, float8_rowwise (both with torch.compile; they need torchao)
+    profile  no timing: the kernels of one step of each of ours, with gaps and host calls, are printed and kept in FOLDER
+            beside the trace (chrome://tracing, Perfetto)
+The timeout of a peer counts its compilation: with a vocabulary of 128 k, 16 to 32 layers and fp8 that takes minutes on
+cold caches, and one that is cut off leaves nothing behind, so give 600 there.
 Needs no more than python3 with torch: PROGRAM may be that of a bundle (tools/bundle.sh). A figure is the median over the
 steps after a warm-up. A peer that fails is reported as such and the rest goes on.
 """
 import argparse
 import json
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,6 +25,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WARMUP_STEPS = 5
+PROFILED_STEP = 10
 # GPT-2's width and depth in this architecture.
 MODELS = {
     "llama_12m": dict(vocab_size=4096, dim=384, num_layers=6, num_heads=6, num_kv_heads=2, ffn_dim=1024, seq_len=256,
@@ -52,7 +58,9 @@ PEERS = {
 }
 
 
-def run_narrowgauge(args, shape, overrides=()):
+def run_narrowgauge(args, shape, overrides=(), steps=None, keep=None):
+    """keep: where the run's traces go."""
+    steps = steps or args.steps + WARMUP_STEPS
     with tempfile.TemporaryDirectory() as folder:
         model = [f"model.{key}={shape[key]}" for key in
                  ("vocab_size", "dim", "num_layers", "num_heads", "num_kv_heads", "ffn_dim")]
@@ -60,9 +68,11 @@ def run_narrowgauge(args, shape, overrides=()):
             [args.narrowgauge, "train", ROOT / "configs/bench/llama_12m.yaml", f"job.run_dir={folder}/run", *model,
              f"model.max_seq_len={shape['seq_len']}", f"training.seq_len={shape['seq_len']}",
              f"training.local_batch_size={shape['batch_size']}", f"training.global_batch_size={shape['batch_size']}",
-             f"training.steps={args.steps + WARMUP_STEPS}", "training.device=cuda", *overrides],
+             f"training.steps={steps}", "training.device=cuda", *overrides],
             check=True, capture_output=True, text=True)
         lines = [line for line in map(json.loads, open(f"{folder}/run/metrics.jsonl")) if "step_seconds" in line]
+        if keep:
+            shutil.copytree(f"{folder}/run/profile_traces", keep)
     return dict(step_seconds=[line["step_seconds"] for line in lines][WARMUP_STEPS:], loss=lines[-1]["loss"],
                 peak_memory_bytes=lines[-1]["peak_memory_bytes"])
 
@@ -99,6 +109,16 @@ def measure(args, model):
     return results
 
 
+def profile(args, model):
+    """The last of PROFILED_STEP steps of each of ours."""
+    for name in args.ours:
+        keep = args.profile / f"{model}-{name}"
+        run_narrowgauge(args, MODELS[model], [*OURS[name], *OF_MODEL.get(model, []), "profiling.enable_profiling=true",
+                                              f"profiling.profile_freq={PROFILED_STEP}"], PROFILED_STEP, keep)
+        table = keep / f"iteration_{PROFILED_STEP}/rank0_kernels.txt"
+        print(f"== {model} {name}\n{table.read_text()}", flush=True)
+
+
 def print_table(args, model, results):
     ours = f"ours {args.ours[0]}"
     shape = MODELS[model]
@@ -125,7 +145,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for a peer, its compilation included")
     parser.add_argument("--json", help="write every figure here")
+    parser.add_argument("--profile", type=pathlib.Path, help="write traces of ours there instead of timing")
     args = parser.parse_args()
+    if args.profile:
+        for model in args.models:
+            profile(args, model)
+        return
     everything = {}
     print(f"{'model':10} {'':22} {'a step':>12} {'':>19} {'ours/it':>8} {'peak':>13}")
     for model in args.models:
