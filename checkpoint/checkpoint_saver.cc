@@ -224,8 +224,18 @@ SaveOutcome CheckpointSaver::end(std::string error) {
   return outcome;
 }
 
+// Returns as soon as this rank's thread is done; one that has none, or whose is, looks again later.
+void CheckpointSaver::await_job(milliseconds pause) const {
+  if (save_->job.valid() && save_->job.wait_for(milliseconds(0)) != std::future_status::ready) {
+    save_->job.wait_for(pause);
+  } else {
+    std::this_thread::sleep_for(pause);
+  }
+}
+
 std::optional<SaveOutcome> CheckpointSaver::wait(const std::function<void(double)>& progress) {
   milliseconds pause(1);
+  auto phase = Save::Phase::kWriting;
   while (is_busy()) {
     if (auto outcome = poll()) {
       return outcome;
@@ -233,8 +243,12 @@ std::optional<SaveOutcome> CheckpointSaver::wait(const std::function<void(double
     if (progress) {
       progress(fraction_done());
     }
+    if (save_->phase != phase) {
+      phase = save_->phase;
+      pause = milliseconds(1);
+    }
+    await_job(pause);
     // Short waits for small checkpoints, few looks at large ones.
-    std::this_thread::sleep_for(pause);
     pause = std::min(2 * pause, milliseconds(50));
   }
   return std::nullopt;

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -80,6 +81,7 @@ class CheckpointSaver {
   std::string write(Save& save) const;
   std::string commit(const Save& save) const;
   bool all_jobs_done();
+  void await_job(std::chrono::milliseconds pause) const;
   SaveOutcome end(std::string error);
 
   std::filesystem::path store_;

@@ -39,11 +39,15 @@ DurableFile::DurableFile(fs::path path) : path_(std::move(path)), temporary_(pat
   if (descriptor_ < 0) {
     fail("cannot create");
   }
+  // A second one, since the tail of a file goes through the cache while its middle goes past it.
+  direct_descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CLOEXEC | O_DIRECT);
 }
 
 DurableFile::~DurableFile() {
-  if (descriptor_ >= 0) {
-    ::close(descriptor_);
+  for (const int descriptor : {descriptor_, direct_descriptor_}) {
+    if (descriptor >= 0) {
+      ::close(descriptor);
+    }
   }
   if (!committed_) {
     ::unlink(temporary_.c_str());
@@ -61,31 +65,54 @@ void DurableFile::reserve(uint64_t size) {
   }
 }
 
+bool DurableFile::write_some(int descriptor, uint64_t& offset, const char*& bytes, size_t& size) {
+  ssize_t written = 0;
+  do {  // Linux moves at most 2 GiB a call.
+    written =
+        ::pwrite(descriptor, bytes, std::min(size, size_t{1} << 30), static_cast<off_t>(offset));
+  } while (written < 0 && errno == EINTR);
+  if (written < 0 && errno == EINVAL && descriptor == direct_descriptor_) {
+    return false;
+  }
+  if (written <= 0) {
+    errno = written == 0 ? ENOSPC : errno;
+    fail("cannot write " + std::to_string(size) + " bytes at offset " + std::to_string(offset) +
+         " of");
+  }
+  bytes += written;
+  offset += static_cast<uint64_t>(written);
+  size -= static_cast<size_t>(written);
+  return true;
+}
+
 void DurableFile::write_at(uint64_t offset, const void* data, size_t size) {
   const char* bytes = static_cast<const char*>(data);
   while (size > 0) {
-    // Linux moves at most 2 GiB a call.
-    const ssize_t written =
-        ::pwrite(descriptor_, bytes, std::min(size, size_t{1} << 30), static_cast<off_t>(offset));
-    if (written < 0 && errno == EINTR) {
-      continue;
-    }
-    if (written <= 0) {
-      errno = written == 0 ? ENOSPC : errno;
-      fail("cannot write " + std::to_string(size) + " bytes at offset " + std::to_string(offset) +
-           " of");
-    }
+    const auto start = static_cast<off_t>(offset);
+    write_some(descriptor_, offset, bytes, size);
     // Only a hint: not every file system knows it, and fsync reports what goes wrong.
-    ::sync_file_range(descriptor_, static_cast<off_t>(offset), written, SYNC_FILE_RANGE_WRITE);
-    bytes += written;
-    offset += static_cast<uint64_t>(written);
-    size -= static_cast<size_t>(written);
+    ::sync_file_range(descriptor_, start, static_cast<off_t>(offset) - start,
+                      SYNC_FILE_RANGE_WRITE);
+  }
+}
+
+void DurableFile::write_past_cache(uint64_t offset, const void* data, size_t size) {
+  const char* bytes = static_cast<const char*>(data);
+  while (size > 0) {
+    // EINVAL: larger blocks than a page, no such writes at all, or a write cut short within a page.
+    if (direct_descriptor_ < 0 || !write_some(direct_descriptor_, offset, bytes, size)) {
+      write_at(offset, bytes, size);
+      return;
+    }
   }
 }
 
 void DurableFile::commit() {
   if (::fsync(descriptor_) != 0) {
     fail("cannot fsync");
+  }
+  if (direct_descriptor_ >= 0 && ::close(std::exchange(direct_descriptor_, -1)) != 0) {
+    fail("cannot close");
   }
   // Network file systems report a full disk here.
   if (::close(std::exchange(descriptor_, -1)) != 0) {

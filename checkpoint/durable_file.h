@@ -12,7 +12,7 @@ namespace narrowgauge::checkpoint {
 // Bytes go to PATH.tmp; commit() makes them durable and renames. A crash at any moment leaves the
 // old file or the new one, never a mixture. Every failure (folder missing, disk full, file-size
 // limit) throws std::runtime_error naming the file, and the temporary is removed.
-// Not thread-safe.
+// Not thread-safe, but for write_past_cache.
 class DurableFile {
  public:
   explicit DurableFile(std::filesystem::path path);
@@ -29,15 +29,25 @@ class DurableFile {
   // once, so that commit() finds little left to wait for.
   void write_at(uint64_t offset, const void* data, size_t size);
 
+  // The same past the page cache, which saves a copy of every byte and the kernel's own pace of
+  // writing; through it where the file system refuses. Several threads may write regions that do
+  // not overlap. REQUIRES: `offset`, `data` and `size` are multiples of kPageBytes.
+  void write_past_cache(uint64_t offset, const void* data, size_t size);
+  static constexpr size_t kPageBytes = 4096;
+
   // fsync, rename, fsync of the folder. Nothing may be written afterwards.
   void commit();
 
  private:
+  // Writes as much as a call of pwrite() does, at least one byte; false where `descriptor` must not
+  // be written in this way.
+  bool write_some(int descriptor, uint64_t& offset, const char*& bytes, size_t& size);
   [[noreturn]] void fail(const std::string& what) const;
 
   std::filesystem::path path_;
   std::filesystem::path temporary_;
   int descriptor_ = -1;
+  int direct_descriptor_ = -1;  // of the same file, O_DIRECT; -1 where there is none
   bool committed_ = false;
 };
 

@@ -5,10 +5,10 @@
 #include <stdexcept>
 #include <utility>
 
-#include "checkpoint/durable_file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/safetensors_header.h"
 #include "checkpoint/shard_plan.h"
+#include "checkpoint/streamed_file.h"
 #include "checkpoint/strict_json.h"
 #include "checkpoint/xxh3.h"
 
@@ -17,12 +17,12 @@ namespace {
 
 using nlohmann::json;
 
-// Hashed and written while it is in the cache; between pieces a write can be cancelled.
-constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
+// Hashed, and then copied while it is in the processor's cache; between pieces a write can be
+// cancelled.
+constexpr uint64_t kPieceBytes = uint64_t{256} << 10;
 
 // The hash of what was written.
-uint64_t write_rows(DurableFile& file, uint64_t offset, const at::Tensor& rows,
-                    WriteProgress& progress) {
+uint64_t write_rows(StreamedFile& file, const at::Tensor& rows, WriteProgress& progress) {
   const at::Tensor bytes = rows.detach().to(at::kCPU).contiguous();
   const auto* data = static_cast<const char*>(bytes.const_data_ptr());
   Xxh3 hash;
@@ -32,7 +32,7 @@ uint64_t write_rows(DurableFile& file, uint64_t offset, const at::Tensor& rows,
     }
     const uint64_t count = std::min<uint64_t>(kPieceBytes, bytes.nbytes() - done);
     hash.update(data + done, count);
-    file.write_at(offset + done, data + done, count);
+    file.append(data + done, count);
     progress.bytes_done += count;
   }
   return hash.digest();
@@ -52,12 +52,11 @@ std::string write_rank_file(const std::filesystem::path& path,
   }
   const uint64_t data_bytes = lay_out_tensors(entries);
   const std::string header = safetensors_header_bytes(entries, {{"format", "pt"}});
-  DurableFile file(path);
-  file.reserve(header.size() + data_bytes);
-  file.write_at(0, header.data(), header.size());
+  StreamedFile file(path, header.size() + data_bytes);
+  file.append(header.data(), header.size());
   json hashes = json::object();
   for (const auto& [name, entry] : entries) {
-    hashes[name] = write_rows(file, header.size() + entry.begin, rows.at(name), progress);
+    hashes[name] = write_rows(file, rows.at(name), progress);
   }
   file.commit();
   return json{{"bytes", header.size() + data_bytes},
