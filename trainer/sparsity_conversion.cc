@@ -78,24 +78,15 @@ class SparsityAction final : public StepAction {
       report.warnings.push_back("step " + std::to_string(step) + "  sparsity: 2:4 from here on");
     }
     if (step == config_.end_step) {
+      write_zeros();
       report.warnings.push_back("step " + std::to_string(step) + "  sparsity: dense from here on");
     }
     return report;
   }
 
   void after_training() override {
-    if (!is_sparse_) {
-      return;
-    }
-    const at::NoGradGuard no_grad;
-    for (const auto& [name, linear] : linears_) {
-      const std::string fqn = name + ".weight";
-      const auto parameter = std::find_if(parameters_.begin(), parameters_.end(),
-                                          [&](const auto& p) { return p.fqn == fqn; });
-      TORCH_INTERNAL_ASSERT(parameter != parameters_.end(), "no parameter ", fqn);
-      const at::Tensor keep = sparsity::unpack_mask(
-          linear->mask().narrow(0, parameter->row_begin, parameter->local.size(0)));
-      parameter->local.mul_(keep.to(parameter->local.options()));
+    if (is_sparse_) {
+      write_zeros();
     }
   }
 
@@ -108,6 +99,21 @@ class SparsityAction final : public StepAction {
   }
 
  private:
+  // Into the weights, where the last forward's masks are: the plain linear computes what the sparse
+  // one did.
+  void write_zeros() {
+    const at::NoGradGuard no_grad;
+    for (const auto& [name, linear] : linears_) {
+      const std::string fqn = name + ".weight";
+      const auto parameter = std::find_if(parameters_.begin(), parameters_.end(),
+                                          [&](const auto& p) { return p.fqn == fqn; });
+      TORCH_INTERNAL_ASSERT(parameter != parameters_.end(), "no parameter ", fqn);
+      const at::Tensor keep = sparsity::unpack_mask(
+          linear->mask().narrow(0, parameter->row_begin, parameter->local.size(0)));
+      parameter->local.mul_(keep.to(parameter->local.options()));
+    }
+  }
+
   SparsityConfig config_;
   std::vector<fsdp::ShardedParameter> parameters_;
   std::vector<std::pair<std::string, std::shared_ptr<SemiSparseLinear>>> linears_;

@@ -75,8 +75,29 @@ class TrainSparse(unittest.TestCase):
         with self.assertRaises(AssertionError):
             self.assert_sparse(self.exported("early"), 2)
 
+    def at_step(self, name, step):
+        output = self.folder / f"{name}-{step}"
+        done = subprocess.run([NARROWGAUGE, "export", self.folder / name, "--step", str(step), "--output", output,
+                               "--logits-tokens", "0"], capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return load_file(output / "model.safetensors")
+
+    def test_the_dense_phase_begins_with_what_the_sparse_one_computed(self):
+        constant = ["lr_scheduler.decay_type=constant", "lr_scheduler.warmup_steps=2"]
+        self.losses("switched", "sparsity.end_step=6", *constant)
+        self.losses("ended", "training.steps=6", *constant)
+        at_switch, ended = self.at_step("switched", 6), self.exported("ended")
+        self.assert_sparse(at_switch, 2)
+        for name, weight in ended.items():
+            self.assertTrue(torch.equal(at_switch[name], weight), name)
+        with self.assertRaises(AssertionError):
+            self.assert_sparse(self.at_step("switched", 8), 2)
+        # A resume from the switch itself goes on dense.
+        straight = self.losses("again", "sparsity.end_step=6", *constant)
+        self.assertEqual(self.losses("again", "sparsity.end_step=6", *constant, "checkpoint.load_step=6"), straight)
+
     def test_shards_as_it_replicates(self):
-        for overrides in ([], ["sparsity.mask_interval=4"], ["sparsity.gradient=masked"],
+        for overrides in ([], ["sparsity.mask_interval=4"], ["sparsity.end_step=6"], ["sparsity.gradient=masked"],
                           ["sparsity.sr_ste_decay=2.0e-4"], ["sparsity.kind=semi_structured_activation"]):
             with self.subTest(overrides):
                 # Without clipping, whose norm is summed shard by shard: nothing else depends on the mesh.
