@@ -4,7 +4,6 @@
 #include <ATen/ops/cat.h>
 #include <c10/util/Exception.h>
 
-#include <map>
 #include <memory>
 #include <utility>
 
@@ -23,31 +22,6 @@ std::vector<std::pair<std::string, std::shared_ptr<nn::Linear>>> linears_of(
           {"self_attn.o_proj", block.self_attn->o_proj},
           {"mlp.gate_up_proj", block.mlp->gate_up_proj},
           {"mlp.down_proj", block.mlp->down_proj}};
-}
-
-using StatisticsByName = std::map<std::string, InputStatistics>;
-
-// What the linears of a block read while it runs on the calibration text. The block is not changed:
-// its hooks look at a copy of its structure that shares the parameters.
-StatisticsByName observe(nn::TransformerBlock& block, const nn::TransformerConfig& config,
-                         int64_t layer, const CalibrationState& state) {
-  const at::TensorOptions options = block.input_layernorm->weight.options().device(at::kMeta);
-  nn::TransformerBlock observed(config, layer, options);
-  for (const auto& parameter : block.named_parameters()) {
-    observed.replace_parameter(parameter.key(), parameter.value());
-  }
-  StatisticsByName statistics;
-  for (const auto& [name, linear] : linears_of(observed)) {
-    const auto entry = statistics.emplace(name, InputStatistics(linear->spec.in_features)).first;
-    linear->register_forward_pre_hook([into = &entry->second](at::Tensor x) {
-      into->add(x);
-      return x;
-    });
-  }
-  for (const at::Tensor& x : state.activations) {
-    observed(x, state.context);
-  }
-  return statistics;
 }
 
 QuantizedTensor quantize_piece(const at::Tensor& weight, const QuantizationSpec& spec,
@@ -115,7 +89,7 @@ void divide_rows(at::Tensor& parameter, int64_t first_row, const at::Tensor& fac
 
 // Moves the sizes of input channels into the weights, for AWQ and SmoothQuant.
 void equalize(nn::TransformerBlock& block, const nn::TransformerConfig& config,
-              const std::map<std::string, Scheme>& schemes, StatisticsByName& statistics,
+              const std::map<std::string, Scheme>& schemes, BlockInputs& statistics,
               const PostTrainingOptions& options) {
   std::map<std::string, std::shared_ptr<nn::Linear>> linears;
   for (const auto& [name, linear] : linears_of(block)) {
@@ -184,16 +158,39 @@ bool needs_calibration(Method method) {
   return method == Method::kGptq || method == Method::kAwq || method == Method::kSmoothQuant;
 }
 
+// The block's hooks look at a copy of its structure that shares the parameters.
+BlockInputs observe_inputs(nn::TransformerBlock& block, const nn::TransformerConfig& config,
+                           int64_t layer, const CalibrationState& state) {
+  BlockInputs statistics;
+  if (state.activations.empty()) {
+    return statistics;
+  }
+  const at::NoGradGuard no_grad;
+  const at::TensorOptions options = block.input_layernorm->weight.options().device(at::kMeta);
+  nn::TransformerBlock observed(config, layer, options);
+  for (const auto& parameter : block.named_parameters()) {
+    observed.replace_parameter(parameter.key(), parameter.value());
+  }
+  for (const auto& [name, linear] : linears_of(observed)) {
+    const auto entry = statistics.emplace(name, InputStatistics(linear->spec.in_features)).first;
+    linear->register_forward_pre_hook([into = &entry->second](at::Tensor x) {
+      into->add(x);
+      return x;
+    });
+  }
+  for (const at::Tensor& x : state.activations) {
+    observed(x, state.context);
+  }
+  return statistics;
+}
+
 QuantizedModel quantize_block(nn::TransformerBlock& block, const nn::TransformerConfig& config,
                               int64_t layer, const CalibrationState& state,
                               const PostTrainingOptions& options) {
   const at::NoGradGuard no_grad;
   TORCH_CHECK(!needs_calibration(options.method) || !state.activations.empty(),
               "expected calibration text for this method, got none");
-  StatisticsByName statistics;
-  if (!state.activations.empty()) {
-    statistics = observe(block, config, layer, state);
-  }
+  BlockInputs statistics = observe_inputs(block, config, layer, state);
   const auto inputs_of = [&](const std::string& name) {
     const auto found = statistics.find(name);
     return found == statistics.end() ? nullptr : &found->second;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -50,6 +51,14 @@ struct CalibrationState {
   std::vector<at::Tensor> activations;  // [batch, t, dim] each; empty without calibration
   nn::AttentionContext context;         // the rotary table; no cache
 };
+
+// What the linears of a block read, by their names in the block ("self_attn.qkv_proj").
+using BlockInputs = std::map<std::string, InputStatistics>;
+
+// Of block `layer` on what state.activations holds, none if that is empty. The block stays as it
+// is.
+BlockInputs observe_inputs(nn::TransformerBlock& block, const nn::TransformerConfig& config,
+                           int64_t layer, const CalibrationState& state);
 
 // Quantizes block `layer`, whose weights are real and in `dtype` of the stored model, on what
 // state.activations holds. Returns its linears and all its other parameters under their Hugging

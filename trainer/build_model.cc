@@ -18,6 +18,7 @@
 #include "trainer/dtype.h"
 #include "trainer/float8_conversion.h"
 #include "trainer/lora_conversion.h"
+#include "trainer/pruned_weights.h"
 #include "trainer/qat_conversion.h"
 #include "trainer/sparsity_conversion.h"
 
@@ -152,6 +153,9 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
     const RankPlan plan = plan_ranks(config, mesh.world().size());
     built.actions.push_back(
         make_sparsity_action(config.sparsity, *model, plan.world_size() * plan.accumulation_steps));
+  }
+  if (config.sparsity.kind == kPrunedWeights) {
+    built.actions.push_back(make_pruned_weights_action(config.sparsity, *model, mesh));
   }
   if (!prepared.empty()) {
     built.actions.push_back(make_qat_action(config, *model));

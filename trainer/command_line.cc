@@ -180,6 +180,23 @@ QuantizeOptions parse_quantize(std::span<const std::string> arguments) {
   return options;
 }
 
+PruneOptions parse_prune(std::span<const std::string> arguments) {
+  const CommandArguments parsed("prune", arguments);
+  PruneOptions options = {.model = parsed.text("model"),
+                          .output = parsed.text("output"),
+                          .method = parsed.choice("method", {"magnitude", "wanda", "sparsegpt"}),
+                          .pattern = parsed.text("pattern"),
+                          .tokenizer = parsed.text("tokenizer"),
+                          .calibration = parsed.list("calibration"),
+                          .samples = parsed.integer("samples", 1),
+                          .seq_len = parsed.integer("seq-len", 0)};
+  if (options.method != "magnitude" && options.calibration.empty()) {
+    throw UsageError("--calibration: expected text for --method " + options.method +
+                     ", got none; name files of text like what the model will read");
+  }
+  return options;
+}
+
 ExportOptions parse_export(std::span<const std::string> arguments) {
   const CommandArguments parsed("export", arguments);
   ExportOptions options;

@@ -96,6 +96,17 @@ struct QuantizeOptions {
   bool include_head = false;
 };
 
+struct PruneOptions {
+  std::string model;
+  std::string output;
+  std::string method;   // magnitude | wanda | sparsegpt
+  std::string pattern;  // a share, or keep:group
+  std::string tokenizer;
+  std::vector<std::string> calibration;  // text files, or .bin files of token ids
+  int64_t samples = 128;                 // windows of the calibration text
+  int64_t seq_len = 0;                   // of a window; 0: the model's longest, at most 2048
+};
+
 struct ExportOptions {
   std::string model;  // run directory, quantized model of ours, or Hugging Face directory
   std::string format = "huggingface";
@@ -191,6 +202,7 @@ ReportOptions parse_report(std::span<const std::string> arguments);
 GenerateOptions parse_generate(std::span<const std::string> arguments);
 EvalOptions parse_eval(std::span<const std::string> arguments);
 QuantizeOptions parse_quantize(std::span<const std::string> arguments);
+PruneOptions parse_prune(std::span<const std::string> arguments);
 ExportOptions parse_export(std::span<const std::string> arguments);
 ImportOptions parse_import(std::span<const std::string> arguments);
 CheckpointListOptions parse_checkpoint_list(std::span<const std::string> arguments);

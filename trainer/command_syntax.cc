@@ -147,6 +147,25 @@ void add_models(Syntaxes& all) {
       "--output hf_auto\n",
       "Works block by block and keeps what is done in OUTPUT.partial: started again with the same\n"
       "arguments, it goes on. eval, generate and export take OUTPUT as a model.\n"};
+  all["prune"] = {
+      "Sets weights of a trained model to zero.",
+      "--model DIR --output DIR --method NAME --pattern P [options]",
+      {kModel,
+       {"output", "DIR", "where to write a Hugging Face directory", "", Argument::kOption, true},
+       {"method", "NAME", "magnitude, wanda or sparsegpt", "", Argument::kOption, true},
+       {"pattern", "P", "what goes: a share (0.5), or all but K of each N neighbours (2:4, 4:8)",
+        "0.5"},
+       {"calibration", "LIST", "text files for wanda and sparsegpt"},
+       {"samples", "N", "windows of it, spread over the text", "128"},
+       {"seq-len", "N", "tokens of a window; 0: the model's longest, at most 2048", "0"},
+       kModelTokenizer},
+      "  narrowgauge prune --model hf --method sparsegpt --pattern 2:4 --calibration text.jsonl "
+      "--output hf_24\n"
+      "  narrowgauge train tune.yaml model.initial_load_path=hf_24 sparsity.kind=pruned\n",
+      "The linears of the blocks are pruned, embedding and lm_head are not. Works block by block "
+      "and\n"
+      "keeps what is done in OUTPUT.partial: started again with the same arguments, it goes on.\n"
+      "sparsity.kind pruned trains OUTPUT further with its zeros held.\n"};
   all["export"] = {
       "Writes a model for others to load, reads it back and proves it equal.",
       "MODEL [--format NAME] [--output PATH] [--dtype NAME] [--step N]",

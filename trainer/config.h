@@ -112,7 +112,7 @@ struct Float8Config {
   int64_t health_interval = 100;
 };
 
-// 2:4 sparse linears while training.
+// 2:4 sparse linears while training, or a pruned model whose zeros stay.
 struct SparsityConfig {
   std::string kind = "none";
   std::string algorithm = "optimal";
@@ -212,9 +212,10 @@ struct TrainConfig {
 
 // float8.recipe_name of a run without fp8, qat.scheme of one without a default scheme.
 inline constexpr const char* kNoFloat8 = "none";
-// sparsity.kind of a dense run.
-inline constexpr const char* kNoSparsity = "none";
 inline constexpr const char* kNoScheme = "none";
+// sparsity.kind of a dense run, and of one that holds the zeros it begins with.
+inline constexpr const char* kNoSparsity = "none";
+inline constexpr const char* kPrunedWeights = "pruned";
 
 // The one source in data.train that is no file: uniformly random token ids, for benchmarks.
 inline constexpr const char* kRandomTokens = "random_tokens";

@@ -255,6 +255,28 @@ Problem find_qat_problem(const TrainConfig& config) {
   return find_reshard_problem(config, qat, "qat");
 }
 
+// A pruned model trains as any other does, in fp8 too: its zeros are held outside of the layers. An
+// adapter would fill them when it is merged, a grid with a fractional zero point has no zero.
+Problem find_pruned_weights_problem(const TrainConfig& config) {
+  const SparsityConfig& sparsity = config.sparsity;
+  if (config.model.initial_load_path.empty()) {
+    return {{"model.initial_load_path",
+             "expected a pruned model with sparsity.kind pruned, got none; `narrowgauge prune` "
+             "makes one"}};
+  }
+  if (sparsity.start_step != 1 || sparsity.end_step != 0 || sparsity.sr_ste_decay != 0) {
+    return {{"sparsity.kind",
+             "expected semi_structured with sparsity.start_step, end_step or sr_ste_decay, got "
+             "pruned, whose zeros are held from the first step to the last"}};
+  }
+  if (config.optimizer.early_step_in_backward) {
+    return {{"optimizer.early_step_in_backward",
+             "expected false with sparsity.kind pruned, which takes gradients away before the "
+             "optimizer sees them, got true"}};
+  }
+  return std::nullopt;
+}
+
 // Which of the conversions go together on one linear is a matter of what their layers compute: so
 // far none of a 2:4 linear's products is in fp8 or fake-quantized.
 Problem find_sparsity_problem(const TrainConfig& config) {
@@ -262,13 +284,17 @@ Problem find_sparsity_problem(const TrainConfig& config) {
   if (sparsity.kind == kNoSparsity) {
     return std::nullopt;
   }
-  if (config.float8.recipe_name != kNoFloat8) {
+  const bool is_pruned = sparsity.kind == kPrunedWeights;
+  if (!is_pruned && config.float8.recipe_name != kNoFloat8) {
     return {{"sparsity.kind", "expected none with float8.recipe_name " + config.float8.recipe_name +
                                   ", got " + sparsity.kind + "; a linear is either"}};
   }
   if (config.qat.scheme != kNoScheme || !config.qat.overrides.empty() || config.lora.rank > 0) {
     return {{"sparsity.kind",
              "expected none with qat or lora, got " + sparsity.kind + "; a linear is either"}};
+  }
+  if (is_pruned) {
+    return find_pruned_weights_problem(config);
   }
   if (sparsity.end_step != 0 && sparsity.end_step < sparsity.start_step) {
     return {{"sparsity.end_step", "expected 0 or at least sparsity.start_step " +

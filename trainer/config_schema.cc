@@ -58,7 +58,7 @@ const std::vector<ConfigSection>& sections() {
       {"optimizer", "the update rule"},
       {"lr_scheduler", "the learning rate over the run: warm-up, stable, decay"},
       {"float8", "linears that compute in 8-bit floating point; see docs/FLOAT8.md"},
-      {"sparsity", "2:4 sparse linears; see docs/SPARSITY.md"},
+      {"sparsity", "2:4 sparse and pruned linears; see docs/SPARSITY.md"},
       {"qat", "layers that compute with the values they will have once quantized; see docs/QAT.md"},
       {"lora", "low-rank adapters beside frozen weights; see docs/QAT.md"},
       {"parallelism", "the mesh of ranks"},
@@ -329,8 +329,11 @@ std::vector<ConfigKey> sparsity_keys() {
   return {
       {"sparsity", "kind",
        TextKey{field<&C::sparsity, &S::kind>,
-               {"none", "semi_structured", "semi_structured_activation"}},
-       "", "what of a linear is 2:4: its weight, or its input", "sparsity.type"},
+               {"none", "semi_structured", "semi_structured_activation", "pruned"}},
+       "",
+       "what of a linear is 2:4: its weight, or its input; pruned: the zeros of "
+       "model.initial_load_path stay",
+       "sparsity.type"},
       {"sparsity", "algorithm",
        TextKey{field<&C::sparsity, &S::algorithm>,
                {"optimal", "largest_abs_values_greedy", "causal1122"}},
@@ -349,7 +352,7 @@ std::vector<ConfigKey> sparsity_keys() {
        IntegerKey{field<&C::sparsity, &S::mask_interval>, 1, kMaxSteps}, "steps",
        "from one choice of masks to the next", ""},
       {"sparsity", "filter_fqns", ListKey{field<&C::sparsity, &S::filter_fqns>}, "",
-       "linears that stay dense: parts of names", ""},
+       "linears that are left alone: parts of names", ""},
   };
 }
 

@@ -137,6 +137,7 @@ int hand_over(const std::string& command, Arguments arguments) {
 int generate(Arguments arguments) { return hand_over<parse_generate>("generate", arguments); }
 int eval(Arguments arguments) { return hand_over<parse_eval>("eval", arguments); }
 int quantize(Arguments arguments) { return hand_over<parse_quantize>("quantize", arguments); }
+int prune(Arguments arguments) { return hand_over<parse_prune>("prune", arguments); }
 int export_run(Arguments arguments) { return hand_over<parse_export>("export", arguments); }
 int import_model(Arguments arguments) { return hand_over<parse_import>("import", arguments); }
 
@@ -174,6 +175,7 @@ constexpr Command kCommands[] = {
     {"generate", "continue a prompt", generate},
     {"eval", "measure a model: perplexity, tasks, divergence from another", eval},
     {"quantize", "round a model's weights to codes, after training", quantize},
+    {"prune", "set weights of a model to zero, after training", prune},
     {"export", "write a checkpoint as a Hugging Face directory", export_run},
     {"import", "turn a model of another program into a Hugging Face directory", import_model},
     {"checkpoint list", "list the checkpoints of a run", checkpoint_list},

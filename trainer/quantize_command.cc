@@ -1,6 +1,5 @@
 #include "trainer/quantize_command.h"
 
-#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -9,22 +8,23 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/durable_file.h"
+#include "checkpoint/huggingface_config.h"
 #include "checkpoint/huggingface_directory.h"
 #include "quantization/autoquant.h"
 #include "quantization/scheme.h"
+#include "trainer/blockwise_job.h"
+#include "trainer/calibration_text.h"
 #include "trainer/load_model.h"
-#include "trainer/quantize_model.h"
-#include "trainer/scored_text.h"
 #include "trainer/stage_progress.h"
 
 namespace narrowgauge::trainer {
 namespace {
 
+namespace fs = std::filesystem;
 using quantization::Method;
 using quantization::Scheme;
 using quantization::SchemeOptions;
-
-constexpr int64_t kLongestDefaultWindow = 2048;
 
 Method method_of(const std::string& name) {
   return name == "hqq"           ? Method::kHqq
@@ -61,48 +61,9 @@ std::vector<Scheme> candidate_schemes(const QuantizeOptions& options) {
   return candidates;
 }
 
-// Windows of one length, spread evenly over the text's windows.
-std::vector<std::vector<int64_t>> calibration_windows(const QuantizeOptions& options,
-                                                      const data::Tokenizer* tokenizer,
-                                                      const nn::TransformerConfig& config) {
-  if (options.calibration.empty()) {
-    return {};
-  }
-  const int64_t seq_len =
-      options.seq_len > 0 ? options.seq_len : std::min(config.max_seq_len, kLongestDefaultWindow);
-  if (seq_len > config.max_seq_len) {
-    throw UsageError("--seq-len: expected at most the model's " +
-                     std::to_string(config.max_seq_len) + ", got " + std::to_string(seq_len));
-  }
-  std::vector<int64_t> stream;
-  for (const ScoredDocument& document :
-       read_scored_documents(options.calibration, tokenizer, config.vocab_size)) {
-    stream.insert(stream.end(), document.tokens.begin(), document.tokens.end());
-  }
-  const auto available = static_cast<int64_t>(stream.size()) / seq_len;
-  if (available == 0) {
-    throw std::runtime_error("--calibration: expected at least " + std::to_string(seq_len) +
-                             " tokens, got " + std::to_string(stream.size()) +
-                             "; name more text or a smaller --seq-len");
-  }
-  const int64_t count = std::min(options.samples, available);
-  std::vector<std::vector<int64_t>> windows;
-  for (int64_t i = 0; i < count; ++i) {
-    const auto begin = stream.begin() + available * i / count * seq_len;
-    windows.emplace_back(begin, begin + seq_len);
-  }
-  return windows;
-}
-
-std::string fingerprint(const QuantizeOptions& options,
-                        const std::vector<std::vector<int64_t>>& windows) {
-  uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a
-  for (const auto& window : windows) {
-    for (const int64_t token : window) {
-      hash = (hash ^ static_cast<uint64_t>(token)) * 0x100000001b3ULL;
-    }
-  }
-  const nlohmann::ordered_json job = {{"model", std::filesystem::absolute(options.model).string()},
+std::string describe_job(const QuantizeOptions& options,
+                         const std::vector<std::vector<int64_t>>& windows) {
+  const nlohmann::ordered_json job = {{"model", fs::absolute(options.model).string()},
                                       {"scheme", options.scheme},
                                       {"group_size", options.group_size.value_or(0)},
                                       {"bits", options.bits.value_or(0)},
@@ -113,8 +74,62 @@ std::string fingerprint(const QuantizeOptions& options,
                                       {"min_sqnr_db", options.min_sqnr_db},
                                       {"include_head", options.include_head},
                                       {"windows", windows.size()},
-                                      {"calibration", hash}};
+                                      {"calibration", fingerprint(windows)}};
   return job.dump() + "\n";
+}
+
+quantization::PostTrainingOptions post_training_options(
+    const QuantizeOptions& options, const std::optional<Scheme>& scheme,
+    std::optional<quantization::Autoquant>& autoquant) {
+  quantization::PostTrainingOptions post_training;
+  post_training.method = method_of(options.method);
+  post_training.act_order = options.act_order;
+  post_training.smooth_alpha = options.alpha;
+  post_training.scheme = [&](const std::string& name, const at::Tensor& weight,
+                             const quantization::InputStatistics* inputs) {
+    return autoquant ? autoquant->choose(name, weight, *inputs) : scheme;
+  };
+  return post_training;
+}
+
+quantization::QuantizedModel quantized_outer_parameters(
+    const checkpoint::HuggingFaceDirectory& source, bool include_head,
+    const quantization::PostTrainingOptions& options) {
+  quantization::QuantizedModel outer = outer_parameters(source);
+  const auto head = outer.plain.find("lm_head.weight");
+  if (include_head && head != outer.plain.end()) {
+    const at::Tensor weight = head->second;
+    outer.plain.erase(head);
+    quantization::quantize_linear(source.config().transformer, "lm_head", weight, nullptr, options,
+                                  outer);
+  }
+  return outer;
+}
+
+void check_output(const fs::path& output) {
+  if (fs::exists(output) && !(fs::is_directory(output) && fs::is_empty(output)) &&
+      !fs::exists(output / quantization::kQuantizedModelFile)) {
+    throw std::runtime_error("expected " + output.string() +
+                             " to be absent, empty or an earlier quantized model; name another "
+                             "--output");
+  }
+}
+
+void write_output(const fs::path& folder, const fs::path& output,
+                  const checkpoint::HuggingFaceConfig& config, const data::Tokenizer* tokenizer,
+                  const quantization::QuantizedModel& model) {
+  fs::create_directories(folder);
+  checkpoint::write_durable_file(folder / "config.json",
+                                 checkpoint::huggingface_config_json(config));
+  checkpoint::write_durable_file(folder / "generation_config.json",
+                                 checkpoint::huggingface_generation_config_json(config));
+  if (tokenizer != nullptr) {
+    for (const data::TokenizerFile& file : tokenizer->exported_files()) {
+      fs::copy_file(file.path, folder / file.exported_name, fs::copy_options::overwrite_existing);
+    }
+  }
+  quantization::write_quantized_model(folder, model);
+  checkpoint::replace_directory(folder, output);
 }
 
 }  // namespace
@@ -122,11 +137,13 @@ std::string fingerprint(const QuantizeOptions& options,
 int quantize_command(const QuantizeOptions& options) {
   const bool is_auto = options.scheme == "auto";
   const std::optional<Scheme> scheme = is_auto ? std::nullopt : std::optional(scheme_of(options));
-  const std::filesystem::path directory = model_directory(options.model);
+  const fs::path directory = model_directory(options.model);
   const auto source = checkpoint::HuggingFaceDirectory::open(directory);
   source.validate();
   const auto tokenizer = load_model_tokenizer(options.model, options.tokenizer);
-  const auto windows = calibration_windows(options, tokenizer.get(), source.config().transformer);
+  const nn::TransformerConfig& config = source.config().transformer;
+  const auto windows = calibration_windows({options.calibration, options.samples, options.seq_len},
+                                           tokenizer.get(), config);
   if (options.include_head && (is_auto || needs_calibration(method_of(options.method)))) {
     throw UsageError("--include-head: expected method rtn or hqq and a named scheme");
   }
@@ -135,30 +152,32 @@ int quantize_command(const QuantizeOptions& options) {
   if (is_auto) {
     autoquant.emplace(candidate_schemes(options), options.min_sqnr_db, 1);
   }
+  check_output(options.output);
+  const auto post_training = post_training_options(options, scheme, autoquant);
   StageProgress progress;
-  QuantizeJob job{
-      .source = source,
-      .tokenizer = tokenizer.get(),
-      .output = options.output,
-      .options = {},
-      .include_head = options.include_head,
-      .windows = windows,
-      .fingerprint = fingerprint(options, windows),
-      .progress = [&](std::string_view stage, double done) { progress.update(stage, done); }};
-  job.options.method = method_of(options.method);
-  job.options.act_order = options.act_order;
-  job.options.smooth_alpha = options.alpha;
-  job.options.scheme = [&](const std::string& name, const at::Tensor& weight,
-                           const quantization::InputStatistics* inputs) {
-    return autoquant ? autoquant->choose(name, weight, *inputs) : scheme;
-  };
-  quantize_model(job);
+  run_blockwise_job(
+      {.source = source,
+       .output = options.output,
+       .windows = windows,
+       .fingerprint = describe_job(options, windows),
+       .stage = "quantizing",
+       .progress = [&](std::string_view stage, double done) { progress.update(stage, done); },
+       .convert_block =
+           [&](nn::TransformerBlock& block, int64_t layer,
+               const quantization::CalibrationState& state) {
+             return quantization::quantize_block(block, config, layer, state, post_training);
+           },
+       .write_output =
+           [&](const fs::path& scratch, const quantization::QuantizedModel& model) {
+             write_output(scratch, options.output, source.config(), tokenizer.get(), model);
+           }},
+      quantized_outer_parameters(source, options.include_head, post_training));
   if (autoquant) {
     std::fputs(quantization::autoquant_table(autoquant->choices()).c_str(), stdout);
   }
   std::fprintf(stderr, "wrote %s, %ld bytes\n", options.output.c_str(),
-               static_cast<int64_t>(std::filesystem::file_size(
-                   std::filesystem::path(options.output) / quantization::kQuantizedModelFile)));
+               static_cast<int64_t>(
+                   fs::file_size(fs::path(options.output) / quantization::kQuantizedModelFile)));
   return kExitDone;
 }
 

@@ -123,7 +123,7 @@ class SparsityAction final : public StepAction {
 }  // namespace
 
 int64_t convert_to_sparse(const SparsityConfig& config, nn::Transformer& model, bool speaks) {
-  if (config.kind == kNoSparsity) {
+  if (config.kind == kNoSparsity || config.kind == kPrunedWeights) {
     return 0;
   }
   const sparsity::SemiSparseOptions options = linear_options(config);

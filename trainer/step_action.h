@@ -27,6 +27,9 @@ class StepAction {
   // Parameters and named_buffers() hold what the run goes on with: initial values or a checkpoint.
   virtual void before_training() {}
   virtual void before_step(int64_t /*step*/) {}
+  // The gradients of the whole batch are there, their norm is not taken yet. Not with
+  // optimizer.early_step_in_backward.
+  virtual void after_backward() {}
   // The optimizer has applied `step`.
   virtual StepReport after_step(int64_t /*step*/) { return {}; }
   // In its place: nothing of `step` was applied, what forward and backward noted is to be dropped.

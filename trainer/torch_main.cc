@@ -17,6 +17,7 @@
 #include "trainer/export_command.h"
 #include "trainer/generate_command.h"
 #include "trainer/import_command.h"
+#include "trainer/prune_command.h"
 #include "trainer/quantize_command.h"
 #include "trainer/train_command.h"
 
@@ -34,6 +35,7 @@ const std::map<std::string, Command>& commands() {
       {"eval", [](Arguments a, Session&) { return eval_command(parse_eval(a)); }},
       {"export", [](Arguments a, Session&) { return export_command(parse_export(a)); }},
       {"quantize", [](Arguments a, Session&) { return quantize_command(parse_quantize(a)); }},
+      {"prune", [](Arguments a, Session&) { return prune_command(parse_prune(a)); }},
       {"import", [](Arguments a, Session&) { return import_command(parse_import(a)); }},
   };
   return kCommands;

@@ -256,6 +256,9 @@ StepMetrics Trainer::train_step(int64_t step) {
   }
   const double lr = config_.optimizer.lr * scheduler_.factor(step - 1);
   const at::Tensor local_loss = accumulate_gradients(step, lr);
+  for (const auto& action : built_.actions) {
+    action->after_backward();
+  }
   // The one wait for a GPU in a step; the loss is there by then.
   const double grad_norm =
       fsdp::total_grad_norm(parameters_, mesh_, 2.0, optimizer_->applied_gradient_norms());

@@ -1,4 +1,4 @@
-#include "trainer/quantize_model.h"
+#include "trainer/blockwise_job.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/embedding.h>
@@ -6,10 +6,9 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "checkpoint/durable_file.h"
-#include "checkpoint/huggingface_config.h"
-#include "checkpoint/huggingface_names.h"
 #include "nn/rotary_embedding.h"
 #include "quantization/quantized_model.h"
 
@@ -28,17 +27,14 @@ fs::path block_folder(const fs::path& output, int64_t layer) {
   return partial_of(output) / ("block-" + std::to_string(layer));
 }
 
-at::ScalarType dtype_of(const checkpoint::HuggingFaceDirectory& source) {
-  return source.config().dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
-}
-
 // Embedded windows in batches.
-std::vector<at::Tensor> embed(const QuantizeJob& job) {
+std::vector<at::Tensor> embed(const BlockwiseJob& job) {
   std::vector<at::Tensor> batches;
   if (job.windows.empty()) {
     return batches;
   }
-  const at::Tensor table = job.source.parameter("embed_tokens.weight", dtype_of(job.source));
+  const at::Tensor table =
+      job.source.parameter("embed_tokens.weight", conversion_dtype(job.source));
   const auto length = static_cast<int64_t>(job.windows.front().size());
   const auto rows = static_cast<size_t>(std::max<int64_t>(1, kTokensPerBatch / length));
   for (size_t begin = 0; begin < job.windows.size(); begin += rows) {
@@ -56,7 +52,7 @@ std::vector<at::Tensor> embed(const QuantizeJob& job) {
 // Block `layer` with its weights; they may be written to, the file stays as it is.
 std::shared_ptr<nn::TransformerBlock> load_block(const checkpoint::HuggingFaceDirectory& source,
                                                  int64_t layer) {
-  const at::ScalarType dtype = dtype_of(source);
+  const at::ScalarType dtype = conversion_dtype(source);
   auto block = std::make_shared<nn::TransformerBlock>(
       source.config().transformer, layer, at::TensorOptions().device(at::kMeta).dtype(dtype));
   const std::string prefix = "layers." + std::to_string(layer) + ".";
@@ -72,51 +68,8 @@ void merge(const QuantizedModel& part, QuantizedModel& into) {
   into.plain.insert(part.plain.begin(), part.plain.end());
 }
 
-// What stands before and behind the blocks.
-QuantizedModel outer_parameters(const QuantizeJob& job) {
-  QuantizedModel outer;
-  const auto& config = job.source.config().transformer;
-  const at::ScalarType dtype = dtype_of(job.source);
-  outer.plain["model.embed_tokens.weight"] = job.source.parameter("embed_tokens.weight", dtype);
-  outer.plain["model.norm.weight"] = job.source.parameter("norm.weight", dtype);
-  if (config.tie_word_embeddings) {
-    return outer;
-  }
-  const at::Tensor head = job.source.parameter("lm_head.weight", dtype);
-  if (job.include_head) {
-    quantization::quantize_linear(config, "lm_head", head, nullptr, job.options, outer);
-  } else {
-    outer.plain["lm_head.weight"] = head;
-  }
-  return outer;
-}
-
-void write_output(const QuantizeJob& job, const QuantizedModel& model) {
-  const fs::path folder = partial_of(job.output) / "model";
-  fs::create_directories(folder);
-  checkpoint::write_durable_file(folder / "config.json",
-                                 checkpoint::huggingface_config_json(job.source.config()));
-  checkpoint::write_durable_file(
-      folder / "generation_config.json",
-      checkpoint::huggingface_generation_config_json(job.source.config()));
-  if (job.tokenizer != nullptr) {
-    for (const data::TokenizerFile& file : job.tokenizer->exported_files()) {
-      fs::copy_file(file.path, folder / file.exported_name, fs::copy_options::overwrite_existing);
-    }
-  }
-  quantization::write_quantized_model(folder, model);
-  checkpoint::replace_directory(folder, job.output);
-}
-
-}  // namespace
-
-void check_quantize_output(const fs::path& output, const std::string& fingerprint) {
-  if (fs::exists(output) && !(fs::is_directory(output) && fs::is_empty(output)) &&
-      !fs::exists(output / quantization::kQuantizedModelFile)) {
-    throw std::runtime_error("expected " + output.string() +
-                             " to be absent, empty or an earlier quantized model; name another "
-                             "--output");
-  }
+// Throws std::runtime_error unless what stands in OUTPUT.partial has this fingerprint.
+void check_partial_output(const fs::path& output, const std::string& fingerprint) {
   const fs::path partial = partial_of(output);
   if (fs::exists(partial) && (!fs::exists(partial / kFingerprintFile) ||
                               checkpoint::read_file(partial / kFingerprintFile) != fingerprint)) {
@@ -126,9 +79,26 @@ void check_quantize_output(const fs::path& output, const std::string& fingerprin
   }
 }
 
-void quantize_model(const QuantizeJob& job) {
+}  // namespace
+
+at::ScalarType conversion_dtype(const checkpoint::HuggingFaceDirectory& source) {
+  return source.config().dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
+}
+
+QuantizedModel outer_parameters(const checkpoint::HuggingFaceDirectory& source) {
+  const at::ScalarType dtype = conversion_dtype(source);
+  QuantizedModel outer;
+  outer.plain["model.embed_tokens.weight"] = source.parameter("embed_tokens.weight", dtype);
+  outer.plain["model.norm.weight"] = source.parameter("norm.weight", dtype);
+  if (!source.config().transformer.tie_word_embeddings) {
+    outer.plain["lm_head.weight"] = source.parameter("lm_head.weight", dtype);
+  }
+  return outer;
+}
+
+void run_blockwise_job(const BlockwiseJob& job, QuantizedModel outer) {
   const at::NoGradGuard no_grad;
-  check_quantize_output(job.output, job.fingerprint);
+  check_partial_output(job.output, job.fingerprint);
   const nn::TransformerConfig& config = job.source.config().transformer;
   fs::create_directories(partial_of(job.output));
   checkpoint::write_durable_file(partial_of(job.output) / kFingerprintFile, job.fingerprint);
@@ -139,14 +109,13 @@ void quantize_model(const QuantizeJob& job) {
     state.context.rotary =
         nn::make_rotary_table(config, static_cast<int64_t>(job.windows.front().size()));
   }
-  QuantizedModel model = outer_parameters(job);
+  QuantizedModel model = std::move(outer);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    job.progress("quantizing", static_cast<double>(layer) / static_cast<double>(config.num_layers));
+    job.progress(job.stage, static_cast<double>(layer) / static_cast<double>(config.num_layers));
     const fs::path folder = block_folder(job.output, layer);
     const auto block = load_block(job.source, layer);
     if (!fs::exists(folder / quantization::kQuantizedModelFile)) {
-      quantization::write_quantized_model(
-          folder, quantization::quantize_block(*block, config, layer, state, job.options));
+      quantization::write_quantized_model(folder, job.convert_block(*block, layer, state));
     }
     const QuantizedModel part = quantization::read_quantized_model(folder);
     if (!state.activations.empty()) {
@@ -155,8 +124,8 @@ void quantize_model(const QuantizeJob& job) {
     }
     merge(part, model);
   }
-  job.progress("quantizing", 1.0);
-  write_output(job, model);
+  job.progress(job.stage, 1.0);
+  job.write_output(partial_of(job.output) / "model", model);
   fs::remove_all(partial_of(job.output));
 }
 
