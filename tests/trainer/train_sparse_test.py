@@ -4,6 +4,7 @@ Argument: narrowgauge (the binary; narrowgauge_torch beside it).
 """
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 import unittest
