@@ -51,7 +51,7 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
       {"xyzzy: {}",
        "c.yaml:1:1: unknown section xyzzy; the sections are job, model, tokenizer, data, training, "
        "optimizer, lr_scheduler, float8, sparsity, qat, lora, parallelism, activation_checkpoint, "
-       "comm, checkpoint, validation, generation, export, metrics"},
+       "comm, checkpoint, validation, generation, export, metrics, profiling"},
       // Names of other trainers
       {"metrics: {log_freq: 3}",
        "c.yaml:1:11: unknown key metrics.log_freq; did you mean metrics.log_interval?"},
@@ -172,7 +172,8 @@ TEST(ReadConfig, OverridesFollowTheSameRules) {
       {"qqq.zzz=3",
        "override \"qqq.zzz=3\": unknown key qqq.zzz; the sections are job, model, tokenizer, data, "
        "training, optimizer, lr_scheduler, float8, sparsity, qat, lora, parallelism, "
-       "activation_checkpoint, comm, checkpoint, validation, generation, export, metrics"},
+       "activation_checkpoint, comm, checkpoint, validation, generation, export, metrics, "
+       "profiling"},
       {"training.steps", "override \"training.steps\": expected section.key=value"},
       {"steps=3", "override \"steps=3\": expected section.key=value"},
       {"", "override \"\": expected section.key=value"},
