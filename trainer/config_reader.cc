@@ -51,7 +51,7 @@ class Assign {
   void operator()(const TextKey& key) const {
     const std::string& text = text_of(node_);
     if (!accepts(key, text)) {
-      throw mismatch();
+      throw mismatch(suggest_choice(key.choices, text));
     }
     key.field(config_) = text;
   }

@@ -62,6 +62,7 @@ struct ConfigKey {
 struct ConfigSection {
   std::string_view name;
   std::string_view doc;
+  std::string_view also_known_as = "";  // what other trainers call it, separated by blanks
 };
 
 // In the order in which they are documented and written. A later feature adds its section and its

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -10,5 +11,9 @@ namespace narrowgauge::trainer {
 // those that do exist.
 std::string suggest_key(std::string_view section, std::string_view name);
 std::string suggest_section(std::string_view section);
+
+// The same about a value that is none of `choices`; empty where none is near, since the message
+// lists them.
+std::string suggest_choice(std::span<const std::string_view> choices, std::string_view text);
 
 }  // namespace narrowgauge::trainer

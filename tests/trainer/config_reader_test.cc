@@ -121,9 +121,9 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
        "c.yaml:1:27: optimizer.weight_decay: expected a number of at least 0.0, got \"-1\""},
       {"optimizer: {name: adamw}",
        "c.yaml:1:19: optimizer.name: expected one of AdamW, Adam, AdamW8bit, AdamW4bit, AdamWFp8, "
-       "Muon, got \"adamw\""},
+       "Muon, got \"adamw\"; did you mean AdamW?"},
       {"training: {device: gpu}",
-       "c.yaml:1:20: training.device: expected one of auto, cpu, cuda, got \"gpu\""},
+       "c.yaml:1:20: training.device: expected one of auto, cpu, cuda, got \"gpu\"; did you mean cuda?"},
       {"activation_checkpoint: {mode: 2}",
        "c.yaml:1:31: activation_checkpoint.mode: expected one of none, full, selective, got \"2\""},
       {"activation_checkpoint: {selective_ac_option: 0}",
@@ -131,7 +131,7 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
        "least 1, got \"0\""},
       {"activation_checkpoint: {selective_ac_option: ops}",
        "c.yaml:1:46: activation_checkpoint.selective_ac_option: expected op or an integer of at "
-       "least 1, got \"ops\""},
+       "least 1, got \"ops\"; did you mean op?"},
       // Structure
       {"- a", "c.yaml:1:1: expected sections such as model: {dim: 384}, got a list"},
       {"hello", "c.yaml:1:1: expected sections such as model: {dim: 384}, got \"hello\""},
