@@ -49,7 +49,8 @@ QKNorm SelfAttention::qk_norm() const {
 at::Tensor SelfAttention::attend(const at::Tensor& x, const AttentionContext& context) {
   const at::Tensor qkv = (*qkv_proj)(x);
   return (*o_proj)(context.cache == nullptr
-                       ? causal_attention(qkv, context.rotary, head_counts(), qk_norm())
+                       ? causal_attention(qkv, context.rotary, head_counts(), qk_norm(),
+                                          AttentionInstructions::kBest, context.cu_seqlens)
                        : attend_to_cache(qkv, context));
 }
 

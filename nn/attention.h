@@ -19,6 +19,7 @@ struct AttentionContext {
   RotaryTable rotary;
   int64_t first_position = 0;  // of the first token of x
   KVCache* cache = nullptr;    // null in training
+  at::Tensor cu_seqlens = {};  // of documents packed into rows, see causal_attention; without cache
 };
 
 // Causal self-attention with grouped queries. q, k and v come from one projection (one matrix

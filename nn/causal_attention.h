@@ -20,9 +20,18 @@ enum class AttentionInstructions {
 // nn/kernels/attention.h); it saves qkv, the output and one fp32 a query and head. The same bits
 // for any number of threads. Elsewhere, or with D > 256: split_qkv_rope and libtorch's
 // scaled_dot_product_attention.
+//
+// cu_seqlens, if defined: where documents packed into the rows begin, counted over the rows one
+// after another, and B * T at the end: int32 [documents + 1], ascending from 0, on qkv's device. A
+// row begins a document. A token then sees those of its own document alone. On a CPU the kernel
+// takes each document as a sequence of its own, so a packed one has the bits of one alone, its
+// positions counted from its first token; elsewhere documents are told apart by a mask and
+// positions run through the row, which is the same but for rounding, since rotations count
+// distances only.
 at::Tensor causal_attention(const at::Tensor& qkv, const RotaryTable& table, HeadCounts heads,
                             const QKNorm& norm = {},
-                            AttentionInstructions instructions = AttentionInstructions::kBest);
+                            AttentionInstructions instructions = AttentionInstructions::kBest,
+                            const at::Tensor& cu_seqlens = {});
 
 // The same in ATen operators, with all scores in memory: for tests.
 at::Tensor causal_attention_reference(const at::Tensor& qkv, const RotaryTable& table,

@@ -85,10 +85,10 @@ at::Tensor Transformer::operator()(const at::Tensor& tokens, KVCache* cache) {
   });
 }
 
-at::Tensor Transformer::loss_sum(const at::Tensor& tokens, const at::Tensor& targets,
-                                 double scale) {
-  return hooked(tokens, [this, targets, scale](const at::Tensor& ids) {
-    return head_loss(hidden(ids, nullptr).flatten(0, 1), targets.flatten(), scale);
+at::Tensor Transformer::loss_sum(const at::Tensor& tokens, const at::Tensor& targets, double scale,
+                                 const at::Tensor& cu_seqlens) {
+  return hooked(tokens, [this, targets, scale, cu_seqlens](const at::Tensor& ids) {
+    return head_loss(hidden(ids, nullptr, cu_seqlens).flatten(0, 1), targets.flatten(), scale);
   });
 }
 
@@ -102,7 +102,8 @@ at::Tensor Transformer::head_loss(const at::Tensor& x, const at::Tensor& targets
   return cross_entropy_sum((*lm_head)(x), targets, kIgnoredTarget).mul(scale);
 }
 
-at::Tensor Transformer::hidden(const at::Tensor& tokens, KVCache* cache) {
+at::Tensor Transformer::hidden(const at::Tensor& tokens, KVCache* cache,
+                               const at::Tensor& cu_seqlens) {
   TORCH_CHECK(tokens.dim() == 2, "expected tokens [batch, t], got ", tokens.sizes());
   const int64_t first_position = cache != nullptr ? cache->length() : 0;
   const int64_t length = first_position + tokens.size(1);
@@ -115,7 +116,7 @@ at::Tensor Transformer::hidden(const at::Tensor& tokens, KVCache* cache) {
         config_, std::min(config_.max_seq_len, std::max(2 * length, kShortestRotaryTable)));
     rotary_ = {table.cos.to(tokens.device()), table.sin.to(tokens.device())};
   }
-  const AttentionContext context{rotary_, first_position, cache};
+  const AttentionContext context{rotary_, first_position, cache, cu_seqlens};
   at::Tensor x = (*embed_tokens)(tokens);
   for (const auto& block : layers) {
     x = (*block)(x, context);

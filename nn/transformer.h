@@ -62,8 +62,10 @@ class Transformer : public Layer {
   // fp32. targets: as tokens, kIgnoredTarget where there is nothing to predict. Training scales by
   // one over the number of valid targets of the whole global batch, so that ranks and micro-batches
   // weigh by their tokens. See linear_cross_entropy_sum: no tensor of all logits, unless a
-  // conversion has replaced lm_head.
-  at::Tensor loss_sum(const at::Tensor& tokens, const at::Tensor& targets, double scale = 1.0);
+  // conversion has replaced lm_head. cu_seqlens: documents that do not see each other, see
+  // causal_attention.
+  at::Tensor loss_sum(const at::Tensor& tokens, const at::Tensor& targets, double scale = 1.0,
+                      const at::Tensor& cu_seqlens = {});
 
   const TransformerConfig& config() const { return config_; }
 
@@ -74,7 +76,7 @@ class Transformer : public Layer {
 
  private:
   // What the head reads: [batch, t, dim].
-  at::Tensor hidden(const at::Tensor& tokens, KVCache* cache);
+  at::Tensor hidden(const at::Tensor& tokens, KVCache* cache, const at::Tensor& cu_seqlens = {});
   // x: [tokens, dim], targets: [tokens].
   at::Tensor head_loss(const at::Tensor& x, const at::Tensor& targets, double scale);
 

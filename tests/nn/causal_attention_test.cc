@@ -4,12 +4,14 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <tuple>
+#include <vector>
 
 #include "tests/support/numerics.h"
 
@@ -260,6 +262,70 @@ TEST(CausalAttention, OtherTypesAndLargeHeadsGoThroughLibtorch) {
   EXPECT_LT(relative_error(causal_attention(wide, table, {2, 1}),
                            causal_attention_reference(wide, table, {2, 1})),
             1e-14);
+}
+
+at::Tensor int32_tensor(const std::vector<int64_t>& values) {
+  return at::tensor(values, at::kLong).to(at::kInt);
+}
+
+// Rows of 150 tokens: documents of 1, 64, 85, then 150, then 129, 1, 1, 19.
+const std::vector<int64_t> kDocumentEnds = {1, 65, 150, 300, 429, 430, 431, 450};
+
+TEST_P(CausalAttentionTest, PackedDocumentsHaveTheBitsOfDocumentsAlone) {
+  const int64_t width = qkv_.size(2);
+  const RotaryTable table = table_of(head_dim_, 150);
+  const at::Tensor qkv = at::randn({3, 150, width}).to(dtype_);
+  const at::Tensor grad_out = at::randn({3, 150, heads_.num_heads * head_dim_}).to(dtype_);
+  std::vector<int64_t> cu_seqlens = {0};
+  cu_seqlens.insert(cu_seqlens.end(), kDocumentEnds.begin(), kDocumentEnds.end());
+  const Outcome packed = run(
+      [&](const at::Tensor& x) {
+        return causal_attention(x, table, heads_, {}, instructions_, int32_tensor(cu_seqlens));
+      },
+      qkv, grad_out);
+  for (size_t i = 0; i + 1 < cu_seqlens.size(); ++i) {
+    const auto document = [&](const at::Tensor& x) {
+      const int64_t length = cu_seqlens[i + 1] - cu_seqlens[i];
+      return x.flatten(0, 1).narrow(0, cu_seqlens[i], length).unsqueeze(0);
+    };
+    const Outcome alone = run(
+        [&](const at::Tensor& x) { return causal_attention(x, table, heads_, {}, instructions_); },
+        document(qkv), document(grad_out));
+    expect_bitwise_equal(document(packed.out), alone.out);
+    expect_bitwise_equal(document(packed.grad_qkv), alone.grad_qkv);
+  }
+}
+
+TEST(CausalAttention, PackedDocumentsThroughLibtorchDoNotSeeEachOther) {
+  const RotaryTable table = table_of(4, 150);
+  const at::Tensor qkv = at::randn({3, 150, 16}, at::kDouble);
+  std::vector<int64_t> cu_seqlens = {0};
+  cu_seqlens.insert(cu_seqlens.end(), kDocumentEnds.begin(), kDocumentEnds.end());
+  const at::Tensor packed = causal_attention(qkv, table, {2, 1}, {}, AttentionInstructions::kBest,
+                                             int32_tensor(cu_seqlens));
+  for (size_t i = 0; i + 1 < cu_seqlens.size(); ++i) {
+    const auto document = [&](const at::Tensor& x) {
+      const int64_t length = cu_seqlens[i + 1] - cu_seqlens[i];
+      return x.flatten(0, 1).narrow(0, cu_seqlens[i], length).unsqueeze(0);
+    };
+    // Positions run through the row: the table's fp32 cosines differ in rounding.
+    EXPECT_LT(relative_error(document(packed), causal_attention(document(qkv), table, {2, 1})),
+              1e-6);
+  }
+}
+
+TEST(CausalAttention, WrongDocumentsAreRefused) {
+  const RotaryTable table = table_of(4, 8);
+  const at::Tensor qkv = at::randn({2, 8, 12});
+  const auto attend = [&](const at::Tensor& cu_seqlens) {
+    return causal_attention(qkv, table, {1, 1}, {}, AttentionInstructions::kBest, cu_seqlens);
+  };
+  EXPECT_EQ(attend(int32_tensor({0, 3, 8, 16})).size(0), 2);
+  for (const std::vector<int64_t>& wrong : std::vector<std::vector<int64_t>>{
+           {0, 16}, {0, 8}, {1, 8, 16}, {0, 8, 8, 16}, {0, 9, 16}, {0, 12, 8, 16}, {0, 8, 17}}) {
+    EXPECT_THROW(attend(int32_tensor(wrong)), c10::Error);
+  }
+  EXPECT_THROW(attend(at::tensor(std::vector<int64_t>{0, 8, 16}, at::kLong)), c10::Error);
 }
 
 TEST(CausalAttention, WrongArgumentsAreRefused) {
