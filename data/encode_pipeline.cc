@@ -1,5 +1,7 @@
 #include "data/encode_pipeline.h"
 
+#include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -13,8 +15,9 @@ constexpr size_t kJobsPerThread = 8;
 
 }  // namespace
 
-EncodePipeline::EncodePipeline(TextSource& source, const Tokenizer& tokenizer, int num_threads)
-    : source_(source), tokenizer_(tokenizer) {
+EncodePipeline::EncodePipeline(TextSource& source, const Tokenizer& tokenizer, int num_threads,
+                               ChatFormat chat)
+    : source_(source), tokenizer_(tokenizer), chat_(std::move(chat)) {
   for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { work(); });
 }
 
@@ -90,7 +93,8 @@ void EncodePipeline::work() {
 }
 
 EncodedRecord EncodePipeline::encode(Record record) const {
-  EncodedRecord encoded{{}, 0, record.ends_document};
+  if (chat_.chat_template) return encode_conversation(std::move(record));
+  EncodedRecord encoded{.ids = {}, .text_bytes = 0, .ends_document = record.ends_document};
   const std::string text = source_.decode(std::move(record));
   encoded.text_bytes = text.size();
   if (text.empty()) return encoded;
@@ -98,6 +102,21 @@ EncodedRecord EncodePipeline::encode(Record record) const {
   const auto eos = tokenizer_.eos_id();
   if (eos && (encoded.ids.empty() || encoded.ids.back() != *eos)) encoded.ids.push_back(*eos);
   return encoded;
+}
+
+EncodedRecord EncodePipeline::encode_conversation(Record record) const {
+  const std::string place = record.path + ":" + std::to_string(record.line) + ": ";
+  const jinja::Json object = source_.decode_object(std::move(record));
+  try {
+    ChatTokens tokens = encode_chat(*chat_.chat_template, tokenizer_, read_conversation(object),
+                                    chat_.train_on_input);
+    return {.ids = std::move(tokens.ids),
+            .ignored = std::move(tokens.ignored),
+            .text_bytes = tokens.text_bytes,
+            .ends_document = true};
+  } catch (const std::exception& error) {
+    throw std::runtime_error(place + error.what());
+  }
 }
 
 }  // namespace narrowgauge::data

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/chat_tokens.h"
 #include "data/text_source.h"
 #include "data/tokenizer.h"
 
@@ -17,8 +18,15 @@ namespace narrowgauge::data {
 
 struct EncodedRecord {
   std::vector<int32_t> ids;
+  std::vector<uint8_t> ignored = {};  // see ChatTokens
   uint64_t text_bytes = 0;
   bool ends_document = true;
+};
+
+// How lines of .jsonl files are conversations; without a template they are texts.
+struct ChatFormat {
+  std::shared_ptr<const ChatTemplate> chat_template;
+  bool train_on_input = false;  // the loss takes in what is not an answer, too
 };
 
 // Encodes records on several threads and hands the results back in the order of the records, so
@@ -26,7 +34,8 @@ struct EncodedRecord {
 class EncodePipeline {
  public:
   // REQUIRES: source and tokenizer outlive the pipeline. num_threads >= 1.
-  EncodePipeline(TextSource& source, const Tokenizer& tokenizer, int num_threads);
+  EncodePipeline(TextSource& source, const Tokenizer& tokenizer, int num_threads,
+                 ChatFormat chat = {});
   // Stops after the records that are being encoded now.
   ~EncodePipeline();
   EncodePipeline(const EncodePipeline&) = delete;
@@ -47,9 +56,11 @@ class EncodePipeline {
   bool read_job();
   void work();
   EncodedRecord encode(Record record) const;
+  EncodedRecord encode_conversation(Record record) const;
 
   TextSource& source_;
   const Tokenizer& tokenizer_;
+  const ChatFormat chat_;
   bool is_read_ = false;
   uint64_t bytes_in_flight_ = 0;
   std::deque<std::shared_ptr<Job>> in_order_;  // only the caller's thread touches it

@@ -62,7 +62,7 @@ class FileLock {
 
 // Two identical runs must find the same cache, and any change that could change an id another.
 CacheFingerprint fingerprint_of(const std::vector<SourceFile>& files, const Tokenizer& tokenizer,
-                                const TextOptions& text) {
+                                const TextOptions& text, const ChatFormat& chat) {
   std::string key;
   const auto add = [&key](const std::string& part) { key += part + '\0'; };
   add("tokens 1");
@@ -70,6 +70,10 @@ CacheFingerprint fingerprint_of(const std::vector<SourceFile>& files, const Toke
   add(std::to_string(tokenizer.eos_id().value_or(-1)));
   add(text.text_field);
   add(text.replace_invalid_utf8 ? "replace" : "error");
+  if (chat.chat_template) {
+    add(chat.chat_template->fingerprint());
+    add(chat.train_on_input ? "all" : "answers");
+  }
   for (const auto& file : files) {
     add(file.path);
     add(std::to_string(file.size_bytes));
@@ -110,13 +114,15 @@ void write_cache(const std::string& path, const CacheFingerprint& fingerprint,
   TextOptions text = options.text;
   if (dynamic_cast<const ByteTokenizer*>(&tokenizer) != nullptr) text.piece_bytes = kPieceBytes;
   TextSource source(files, text);
-  TokenCacheWriter writer(path, fingerprint, tokenizer.vocab_size());
+  const bool has_ignored = options.chat.chat_template && !options.chat.train_on_input;
+  TokenCacheWriter writer(path, fingerprint, tokenizer.vocab_size(), has_ignored);
   const int num_processors = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   EncodePipeline pipeline(source, tokenizer,
-                          options.num_threads > 0 ? options.num_threads : num_processors);
+                          options.num_threads > 0 ? options.num_threads : num_processors,
+                          options.chat);
   while (const auto records = pipeline.next()) {
     for (const auto& record : *records) {
-      writer.append(record.ids, record.text_bytes);
+      writer.append(record.ids, record.text_bytes, record.ignored);
       if (record.ends_document) writer.end_document();
     }
     if (options.progress) {
@@ -159,7 +165,7 @@ std::shared_ptr<const TokenCache> prepare_tokens(const std::vector<SourceFile>& 
     throw std::runtime_error("cannot create the directory '" + directory + "' for token caches: " +
                              error.message() + "; set data.cache_dir (--cache-dir)");
   }
-  const CacheFingerprint fingerprint = fingerprint_of(files, tokenizer, options.text);
+  const CacheFingerprint fingerprint = fingerprint_of(files, tokenizer, options.text, options.chat);
   const std::string path = (fs::path(directory) / file_name_of(fingerprint)).string();
   if (fs::exists(path)) {
     if (auto cache = try_open(path, fingerprint, nullptr)) return cache;

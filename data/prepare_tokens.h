@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/encode_pipeline.h"
 #include "data/source_files.h"
 #include "data/text_source.h"
 #include "data/token_cache.h"
@@ -21,6 +22,7 @@ using ProgressCallback =
 
 struct PrepareOptions {
   TextOptions text;
+  ChatFormat chat = {};   // with a template, each line of the files is a conversation
   std::string cache_dir;  // empty: default_cache_dir()
   int num_threads = 0;    // 0: one for each processor
   ProgressCallback progress;

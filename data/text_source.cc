@@ -51,10 +51,18 @@ std::string reason_of(const nlohmann::json::parse_error& error) {
   return std::string(colon == std::string_view::npos ? what : what.substr(colon + 2));
 }
 
-std::string text_of_line(const Record& record, const std::string& field) {
-  nlohmann::json object;
+// Copies of what is nested deeper would take more stack than a thread has.
+constexpr int kMaxNesting = 100;
+
+template <typename Json>
+Json object_of_line(const Record& record) {
+  const auto check_depth = [&](int depth, auto, const Json&) {
+    if (depth <= kMaxNesting) return true;
+    throw std::runtime_error(place(record, 1) + ": expected JSON of at most 100 levels");
+  };
+  Json object;
   try {
-    object = nlohmann::json::parse(record.bytes);
+    object = Json::parse(record.bytes, check_depth);
   } catch (const nlohmann::json::parse_error& error) {
     throw std::runtime_error(place(record, error.byte) +
                              ": expected one JSON object a line: " + reason_of(error));
@@ -63,6 +71,11 @@ std::string text_of_line(const Record& record, const std::string& field) {
     throw std::runtime_error(place(record, 1) + ": expected a JSON object, got " +
                              object.type_name());
   }
+  return object;
+}
+
+std::string text_of_line(const Record& record, const std::string& field) {
+  auto object = object_of_line<nlohmann::json>(record);
   const auto found = object.find(field);
   if (found == object.end()) {
     std::string fields;
@@ -103,6 +116,16 @@ std::optional<Record> TextSource::next() {
 std::string TextSource::decode(Record record) const {
   make_utf8(record, options_.replace_invalid_utf8);
   return record.line > 0 ? text_of_line(record, options_.text_field) : std::move(record.bytes);
+}
+
+nlohmann::ordered_json TextSource::decode_object(Record record) const {
+  if (record.line == 0) {
+    throw std::runtime_error(record.path +
+                             ": expected a .jsonl file of messages with data.chat_template, got "
+                             "another; name it in a run without one");
+  }
+  make_utf8(record, options_.replace_invalid_utf8);
+  return object_of_line<nlohmann::ordered_json>(record);
 }
 
 bool TextSource::open_next_file() {

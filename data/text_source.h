@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <functional>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -46,6 +47,9 @@ class TextSource {
   // path:line:column for JSON that does not parse or lacks the field, and with path and byte
   // offset for text that is not UTF-8 (unless replace_invalid_utf8). Thread-safe.
   std::string decode(Record record) const;
+  // The JSON object of a record of a .jsonl file. Throws std::runtime_error as decode does, and for
+  // another file.
+  nlohmann::ordered_json decode_object(Record record) const;
 
   uint64_t bytes_read() const { return bytes_read_; }
   uint64_t total_bytes() const { return total_bytes_; }

@@ -1,8 +1,8 @@
-// The format, little-endian, version 1:
+// The format, little-endian, versions 1 and 2:
 //
 //   offset        size            what
 //   0             8               "NGTOKENS"
-//   8             4               version, 1
+//   8             4               version
 //   12            4               bytes a token, 2 or 4
 //   16            8               number of tokens T
 //   24            8               number of documents D
@@ -13,6 +13,8 @@
 //   72            8               XXH3 of bytes 0 to 71 and the document table
 //   80            T * bytes       tokens, then zeros up to a multiple of 8
 //   ...           D * 16          for each document: position after its last token, XXH3 of its ids
+//
+// In version 2 tokens have 4 bytes, and the highest bit marks one that is no target of the loss.
 //
 // The size of the file follows from the header, so a truncated one is found without reading it.
 #include "data/token_cache.h"
@@ -33,6 +35,8 @@ namespace {
 
 constexpr std::array<char, 8> kMagic = {'N', 'G', 'T', 'O', 'K', 'E', 'N', 'S'};
 constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersionWithIgnored = 2;
+constexpr uint32_t kIgnoredBit = uint32_t{1} << 31;
 
 uint64_t padded_to_8(uint64_t size) { return (size + 7) / 8 * 8; }
 
@@ -86,10 +90,11 @@ TokenCache::TokenCache(const std::string& path) : file_(path) {
   }
   const Header& header = this->header();
   if (header.magic != kMagic) reject("expected the magic NGTOKENS at byte 0");
-  if (header.version != kVersion) {
-    reject("expected version 1, got " + std::to_string(header.version));
+  const bool has_ignored = header.version == kVersionWithIgnored;
+  if (header.version != kVersion && !has_ignored) {
+    reject("expected version 1 or 2, got " + std::to_string(header.version));
   }
-  if (header.token_bytes != 2 && header.token_bytes != 4) {
+  if (header.token_bytes != 4 && (header.token_bytes != 2 || has_ignored)) {
     reject("expected 2 or 4 bytes a token, got " + std::to_string(header.token_bytes));
   }
   // Bounded by the size first: a lying count must not overflow what is computed from it.
@@ -128,6 +133,16 @@ CacheFingerprint TokenCache::fingerprint() const { return header().fingerprint; 
 
 void TokenCache::read(int64_t begin, std::span<int64_t> out) const {
   widen_tokens(tokens() + begin * token_bytes(), token_bytes(), out);
+  if (header().version == kVersionWithIgnored) {
+    for (int64_t& id : out) id &= ~int64_t{kIgnoredBit};
+  }
+}
+
+void TokenCache::read_ignored(int64_t begin, std::span<uint8_t> out) const {
+  if (header().version != kVersionWithIgnored) return TokenStorage::read_ignored(begin, out);
+  const auto* all = reinterpret_cast<const uint32_t*>(tokens());
+  std::transform(all + begin, all + begin + out.size(), out.begin(),
+                 [](uint32_t token) { return static_cast<uint8_t>(token >> 31); });
 }
 
 void TokenCache::verify_tokens() const {
@@ -145,12 +160,13 @@ struct TokenCacheWriter::Hashes {
 };
 
 TokenCacheWriter::TokenCacheWriter(std::string path, const CacheFingerprint& fingerprint,
-                                   int64_t vocab_size)
+                                   int64_t vocab_size, bool has_ignored)
     : path_(std::move(path)),
       temporary_path_(path_ + ".tmp"),
       fingerprint_(fingerprint),
       vocab_size_(vocab_size),
-      token_bytes_(vocab_size <= 65536 ? 2 : 4),
+      has_ignored_(has_ignored),
+      token_bytes_(vocab_size <= 65536 && !has_ignored ? 2 : 4),
       file_(std::fopen(temporary_path_.c_str(), "wbe")),
       hashes_(std::make_unique<Hashes>()) {
   if (file_ == nullptr) {
@@ -167,7 +183,11 @@ TokenCacheWriter::~TokenCacheWriter() {
   if (!is_finished_) ::unlink(temporary_path_.c_str());
 }
 
-void TokenCacheWriter::append(std::span<const int32_t> ids, uint64_t text_bytes) {
+void TokenCacheWriter::append(std::span<const int32_t> ids, uint64_t text_bytes,
+                              std::span<const uint8_t> ignored) {
+  if (!ignored.empty() && (!has_ignored_ || ignored.size() != ids.size())) {
+    throw std::logic_error("expected marks for a cache that has them, one for each id");
+  }
   narrow_.resize(ids.size() * token_bytes_);
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab_size_) {
@@ -175,8 +195,10 @@ void TokenCacheWriter::append(std::span<const int32_t> ids, uint64_t text_bytes)
                               std::to_string(vocab_size_) + ", got " + std::to_string(ids[i]) +
                               " as token " + std::to_string(num_tokens_ + i));
     }
+    const bool is_ignored = !ignored.empty() && ignored[i] != 0;
+    const uint32_t token = static_cast<uint32_t>(ids[i]) | (is_ignored ? kIgnoredBit : 0);
     // Little-endian: the first two bytes are the value when it fits them.
-    std::memcpy(narrow_.data() + i * token_bytes_, &ids[i], token_bytes_);
+    std::memcpy(narrow_.data() + i * token_bytes_, &token, token_bytes_);
   }
   write(narrow_.data(), narrow_.size());
   hashes_->tokens.update(narrow_.data(), narrow_.size());
@@ -199,7 +221,7 @@ void TokenCacheWriter::finish() {
   write(documents_.data(), documents_.size() * sizeof(DocumentEnd));
 
   TokenCache::Header header{kMagic,
-                            kVersion,
+                            has_ignored_ ? kVersionWithIgnored : kVersion,
                             static_cast<uint32_t>(token_bytes_),
                             static_cast<uint64_t>(num_tokens_),
                             documents_.size(),

@@ -27,6 +27,7 @@ class TokenCache : public TokenStorage {
 
   int64_t num_tokens() const override;
   void read(int64_t begin, std::span<int64_t> out) const override;
+  void read_ignored(int64_t begin, std::span<uint8_t> out) const override;
   std::span<const DocumentEnd> documents() const override { return documents_; }
   const std::string& name() const override { return file_.path(); }
 
@@ -54,9 +55,10 @@ class TokenCache : public TokenStorage {
 // REQUIRES: one writer of a path at a time.
 class TokenCacheWriter {
  public:
-  // Ids take two bytes each when vocab_size admits it. Throws std::runtime_error when the file
-  // cannot be created.
-  TokenCacheWriter(std::string path, const CacheFingerprint& fingerprint, int64_t vocab_size);
+  // Ids take two bytes each when vocab_size admits it and has_ignored, that some tokens may be no
+  // targets, does not hold. Throws std::runtime_error when the file cannot be created.
+  TokenCacheWriter(std::string path, const CacheFingerprint& fingerprint, int64_t vocab_size,
+                   bool has_ignored = false);
   ~TokenCacheWriter();
   TokenCacheWriter(const TokenCacheWriter&) = delete;
   TokenCacheWriter& operator=(const TokenCacheWriter&) = delete;
@@ -64,7 +66,9 @@ class TokenCacheWriter {
   // Appends to the current document. `text_bytes`: size of the text that the ids stand for.
   // Throws std::out_of_range for an id outside [0, vocab_size) and std::runtime_error when the
   // disk is full.
-  void append(std::span<const int32_t> ids, uint64_t text_bytes);
+  // ignored: see TokenStorage::read_ignored; empty, or one for each id.
+  void append(std::span<const int32_t> ids, uint64_t text_bytes,
+              std::span<const uint8_t> ignored = {});
   // The next append begins another document. A document without tokens leaves no trace.
   void end_document();
   // Syncs and renames. REQUIRES: no document is open.
@@ -81,6 +85,7 @@ class TokenCacheWriter {
   std::string temporary_path_;
   CacheFingerprint fingerprint_;
   int64_t vocab_size_;
+  bool has_ignored_;
   int token_bytes_;
   std::FILE* file_ = nullptr;
   bool is_finished_ = false;

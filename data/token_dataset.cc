@@ -53,20 +53,35 @@ PrepareOptions prepare_options(const DatasetOptions& options) {
   PrepareOptions prepare;
   prepare.text.text_field = options.text_field;
   prepare.text.replace_invalid_utf8 = options.invalid_utf8 == "replace";
+  prepare.chat = options.chat;
   prepare.cache_dir = options.cache_dir;
   prepare.num_threads = options.num_threads;
   prepare.progress = options.progress;
   return prepare;
 }
 
+// A glob over Megatron-LM's files finds both; an index alone is not what anybody means.
+void require_ids_beside(const std::string& index_path, const std::vector<std::string>& paths) {
+  const std::string ids = index_path.substr(0, index_path.rfind('.')) + ".bin";
+  if (std::find(paths.begin(), paths.end(), ids) == paths.end()) {
+    throw std::invalid_argument("expected files to train on, got the index '" + index_path +
+                                "'; name '" + ids + "'");
+  }
+}
+
 // The streams of the sources: text first, as one, then files of ids in the order of their paths.
 Storages open_sources(const std::vector<std::string>& sources, const DatasetOptions& options,
                       const Tokenizer* tokenizer) {
+  const bool is_held_out = options.validation.empty() && options.validation_fraction > 0;
+  const DocumentHash hash = is_held_out ? DocumentHash::kContent : DocumentHash::kPosition;
   std::vector<SourceFile> text_files;
   Storages id_files;
-  for (const auto& path : expand_paths(sources)) {
+  const std::vector<std::string> paths = expand_paths(sources);
+  for (const auto& path : paths) {
     if (path.ends_with(".bin")) {
-      id_files.push_back(open_token_file(path, options.vocab_size));
+      id_files.push_back(open_token_file(path, options.vocab_size, hash));
+    } else if (path.ends_with(".idx")) {
+      require_ids_beside(path, paths);
     } else if (path.ends_with(".tokens")) {
       id_files.push_back(open_cache(path, options.vocab_size));
     } else {
@@ -85,6 +100,46 @@ Storages open_sources(const std::vector<std::string>& sources, const DatasetOpti
   }
   std::move(id_files.begin(), id_files.end(), std::back_inserter(storages));
   return storages;
+}
+
+// The part of `ranges` that lies in `storages`, the streams of source `name`.
+std::shared_ptr<TokenDataset> select_source(const std::vector<TokenRange>& ranges,
+                                            const Storages& storages, const std::string& name) {
+  std::vector<TokenRange> selected;
+  std::copy_if(ranges.begin(), ranges.end(), std::back_inserter(selected), [&](const auto& range) {
+    return std::find(storages.begin(), storages.end(), range.storage) != storages.end();
+  });
+  if (selected.empty()) {
+    throw std::invalid_argument("'" + name +
+                                "': expected tokens to train on, but all are held out; lower "
+                                "data.validation_fraction or name data.validation");
+  }
+  return std::make_shared<TokenDataset>(std::move(selected));
+}
+
+// What is trained on and what is held out of it.
+Split open_train(const DatasetOptions& options, const Tokenizer* tokenizer, double fraction) {
+  std::vector<Storages> sources;
+  if (options.separates_sources) {
+    for (const std::string& source : options.train) {
+      sources.push_back(open_sources({source}, options, tokenizer));
+    }
+  } else {
+    sources.push_back(open_sources(options.train, options, tokenizer));
+  }
+  Storages all;
+  for (const Storages& storages : sources) all.insert(all.end(), storages.begin(), storages.end());
+  // At once, so that a text that several sources have is on one side.
+  HeldOut parts = hold_out(all, fraction);
+  Split split;
+  for (size_t i = 0; options.separates_sources && i < sources.size(); ++i) {
+    split.sources.push_back(select_source(parts.train, sources[i], options.train[i]));
+  }
+  split.train = std::make_shared<TokenDataset>(std::move(parts.train));
+  if (!parts.validation.empty()) {
+    split.validation = std::make_shared<TokenDataset>(std::move(parts.validation));
+  }
+  return split;
 }
 
 std::shared_ptr<TokenDataset> open_random(const DatasetOptions& options, bool is_validation) {
@@ -143,22 +198,25 @@ void TokenDataset::read(int64_t begin, std::span<int64_t> out) const {
   });
 }
 
-void TokenDataset::read_document_ids(int64_t begin, std::span<int32_t> out) const {
-  int32_t id = -1;
-  for_each_part(begin, out,
-                [&](const TokenRange& range, int64_t position, std::span<int32_t> part) {
-                  const auto documents = range.storage->documents();
-                  size_t document = document_at(documents, position);
-                  ++id;  // where a range begins, so does a document
-                  for (int32_t& out_id : part) {
-                    if (static_cast<uint64_t>(position) == documents[document].end) {
-                      ++document;
-                      ++id;
-                    }
-                    out_id = id;
-                    ++position;
-                  }
-                });
+void TokenDataset::read_ignored(int64_t begin, std::span<uint8_t> out) const {
+  for_each_part(begin, out, [](const TokenRange& range, int64_t position, std::span<uint8_t> part) {
+    range.storage->read_ignored(position, part);
+  });
+}
+
+std::vector<int64_t> TokenDataset::document_ends() const {
+  std::vector<int64_t> ends;
+  ends.reserve(num_documents_);
+  for (size_t i = 0; i < ranges_.size(); ++i) {
+    const TokenRange& range = ranges_[i];
+    const auto documents = range.storage->documents();
+    const size_t last = document_at(documents, range.end - 1);
+    for (size_t document = document_at(documents, range.begin); document < last; ++document) {
+      ends.push_back(starts_[i] + static_cast<int64_t>(documents[document].end) - range.begin);
+    }
+    ends.push_back(starts_[i + 1]);
+  }
+  return ends;
 }
 
 Split open_dataset(const DatasetOptions& options, const Tokenizer* tokenizer) {
@@ -173,12 +231,7 @@ Split open_dataset(const DatasetOptions& options, const Tokenizer* tokenizer) {
   if (is_random(options.train)) {
     split.train = open_random(options, false);
   } else {
-    const Storages storages = open_sources(options.train, options, tokenizer);
-    HeldOut parts = hold_out(storages, is_held_out ? options.validation_fraction : 0);
-    split.train = std::make_shared<TokenDataset>(std::move(parts.train));
-    if (!parts.validation.empty()) {
-      split.validation = std::make_shared<TokenDataset>(std::move(parts.validation));
-    }
+    split = open_train(options, tokenizer, is_held_out ? options.validation_fraction : 0);
   }
   if (is_held_out) return split;
   if (is_random(options.validation)) {

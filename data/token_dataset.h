@@ -28,9 +28,11 @@ class TokenDataset {
   // the stream.
   void read(int64_t begin, std::span<int64_t> out) const;
 
-  // For each of those tokens the number of documents that begin after `begin` up to it: 0 for the
-  // document of the first token, then 1, 2 and so on. Throws as read does.
-  void read_document_ids(int64_t begin, std::span<int32_t> out) const;
+  // For each of those tokens 1 if it is no target of the loss, else 0. Throws as read does.
+  void read_ignored(int64_t begin, std::span<uint8_t> out) const;
+
+  // Where each document ends, in ascending order; a range ends one. 8 bytes each.
+  std::vector<int64_t> document_ends() const;
 
  private:
   // Calls visit(range, first position in the range's stream, part of out) for the parts of out.
@@ -51,6 +53,8 @@ struct DatasetOptions {
   double validation_fraction = 0.05;
   std::string text_field = "text";
   std::string invalid_utf8 = "error";  // or "replace"
+  ChatFormat chat;                     // with a template, lines of .jsonl files are conversations
+  bool separates_sources = false;      // see Split::sources
   std::string cache_dir;               // empty: default_cache_dir()
   // Of the model: every id must be below it. 0: not checked.
   int64_t vocab_size = 0;
@@ -62,6 +66,9 @@ struct DatasetOptions {
 struct Split {
   std::shared_ptr<TokenDataset> train;
   std::shared_ptr<TokenDataset> validation;  // null when nothing is held out
+  // With separates_sources: the part of train that comes from each entry of DatasetOptions::train,
+  // in their order; else none.
+  std::vector<std::shared_ptr<TokenDataset>> sources;
 };
 
 // Opens the data, tokenizing text first where no cache holds it. `tokenizer` may be null when all

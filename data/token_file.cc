@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <filesystem>
 #include <stdexcept>
 #include <vector>
 
@@ -117,7 +118,11 @@ class TokenFile : public TokenStorage {
 
 }  // namespace
 
-std::unique_ptr<TokenStorage> open_token_file(const std::string& path, int64_t vocab_size) {
+std::unique_ptr<TokenStorage> open_token_file(const std::string& path, int64_t vocab_size,
+                                              DocumentHash hash) {
+  if (std::filesystem::exists(megatron_index_path(path))) {
+    return open_megatron_file(path, vocab_size, hash);
+  }
   return std::make_unique<TokenFile>(path, vocab_size);
 }
 

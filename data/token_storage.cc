@@ -7,6 +7,10 @@ namespace narrowgauge::data {
 
 static_assert(std::endian::native == std::endian::little, "token files are read in place");
 
+void TokenStorage::read_ignored(int64_t, std::span<uint8_t> out) const {
+  std::fill(out.begin(), out.end(), uint8_t{0});
+}
+
 void widen_tokens(const std::byte* tokens, int token_bytes, std::span<int64_t> out) {
   // Both formats begin at a multiple of the width, and a mapping at a page.
   if (token_bytes == 2) {

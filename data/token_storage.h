@@ -25,6 +25,10 @@ class TokenStorage {
   // Copies tokens [begin, begin + out.size()). REQUIRES: they lie within the stream.
   virtual void read(int64_t begin, std::span<int64_t> out) const = 0;
 
+  // For each of those tokens 1 if it is no target of the loss, as what others say in a chat, else
+  // 0. REQUIRES: as read.
+  virtual void read_ignored(int64_t begin, std::span<uint8_t> out) const;
+
   virtual std::span<const DocumentEnd> documents() const = 0;
 
   // The file, for messages.

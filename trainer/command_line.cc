@@ -277,6 +277,8 @@ DataPrepareOptions parse_data_prepare(std::span<const std::string> arguments) {
   return {.tokenizer = tokenizer(parsed),
           .kind = tokenizer_kind(parsed),
           .text_field = parsed.text("field"),
+          .chat_template = parsed.text("chat-template"),
+          .train_on_input = parsed.flag("train-on-input"),
           .replace_invalid_utf8 = replaces_invalid_utf8(parsed),
           .validation_fraction = parsed.fraction("validation-fraction"),
           .cache_dir = parsed.text("cache-dir"),

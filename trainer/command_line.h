@@ -178,6 +178,8 @@ struct DataPrepareOptions {
   std::string tokenizer = "bytes";
   std::string kind;
   std::string text_field = "text";
+  std::string chat_template;  // empty: lines of .jsonl are texts
+  bool train_on_input = false;
   bool replace_invalid_utf8 = false;
   double validation_fraction = 0.05;
   std::string cache_dir;    // empty: data::default_cache_dir()

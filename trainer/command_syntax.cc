@@ -281,6 +281,8 @@ void add_data(Syntaxes& all) {
       {{"tokenizer", "PATH", "bytes, or a tokenizer file or directory", "bytes"},
        kKind,
        kField,
+       {"chat-template", "TEMPLATE", "lines of .jsonl are conversations; as data.chat_template"},
+       {"train-on-input", "", "as data.train_on_input"},
        kInvalidUtf8,
        {"validation-fraction", "F", "say what a run with this fraction holds out", "0.05"},
        {"cache-dir", "DIR",

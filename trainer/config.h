@@ -40,7 +40,11 @@ struct DataConfig {
   std::vector<std::string> train;
   std::vector<std::string> validation;
   double validation_fraction = 0.0;
+  std::vector<std::string> weights;  // numbers
+  std::string packing = "stream";
   std::string text_field = "text";
+  std::string chat_template;
+  bool train_on_input = false;
   std::string invalid_utf8 = "error";
   std::string cache_dir;
 };

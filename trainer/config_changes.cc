@@ -10,10 +10,11 @@ namespace narrowgauge::trainer {
 namespace {
 
 bool changes_run(const ConfigKey& key) {
-  static const std::set<std::string> kKeys = {"training.seq_len", "training.seed",
-                                              "data.train",       "data.validation",
-                                              "data.text_field",  "data.validation_fraction",
-                                              "optimizer.name"};
+  static const std::set<std::string> kKeys = {
+      "training.seq_len",    "training.seed",   "data.train",
+      "data.validation",     "data.text_field", "data.validation_fraction",
+      "data.weights",        "data.packing",    "data.chat_template",
+      "data.train_on_input", "optimizer.name"};
   return key.section == "model" || key.section == "tokenizer" || kKeys.contains(key.path());
 }
 

@@ -98,6 +98,44 @@ Problem find_tokenizer_problem(const TrainConfig& config) {
   return std::nullopt;
 }
 
+Problem find_chat_problem(const TrainConfig& config) {
+  const DataConfig& data = config.data;
+  if (data.chat_template.empty()) {
+    if (!data.train_on_input) {
+      return std::nullopt;
+    }
+    return {{"data.train_on_input", "expected false without data.chat_template, got true"}};
+  }
+  if (config.tokenizer.kind == "none") {
+    return {{"data.chat_template",
+             "expected none with tokenizer.kind none, got " + in_quotes(data.chat_template)}};
+  }
+  if (config.tokenizer.train_vocab_size > 0) {
+    return {{"tokenizer.train_vocab_size",
+             "expected 0 with data.chat_template, got " + text(config.tokenizer.train_vocab_size) +
+                 "; train one on text with `narrowgauge tokenizer train`"}};
+  }
+  return std::nullopt;
+}
+
+Problem find_weights_problem(const DataConfig& data) {
+  if (data.weights.empty()) {
+    return std::nullopt;
+  }
+  if (data.weights.size() != data.train.size()) {
+    return {{"data.weights", "expected one for each of the " + text(data.train.size()) +
+                                 " entries of data.train, got " + text(data.weights.size())}};
+  }
+  for (const std::string& weight : data.weights) {
+    const Parsed<double> number = parse_number(weight);
+    if (!number.value || *number.value <= 0) {
+      return {
+          {"data.weights", "expected numbers above 0, got " + in_quotes(weight) + number.remedy}};
+    }
+  }
+  return std::nullopt;
+}
+
 Problem find_data_problem(const TrainConfig& config) {
   const DataConfig& data = config.data;
   const bool has_split = !data.validation.empty() || data.validation_fraction > 0;
@@ -114,6 +152,12 @@ Problem find_data_problem(const TrainConfig& config) {
   if (config.tokenizer.kind == "none" && config.model.vocab_size < 1 &&
       config.model.initial_load_path.empty()) {
     return {{"model.vocab_size", "expected a number with tokenizer.kind none, got 0; set it"}};
+  }
+  if (const Problem problem = find_chat_problem(config)) {
+    return problem;
+  }
+  if (const Problem problem = find_weights_problem(data)) {
+    return problem;
   }
   if (!data.validation.empty() && data.validation_fraction > 0) {
     return {{"data.validation_fraction", "expected either this or data.validation, got both"}};

@@ -155,8 +155,22 @@ std::vector<ConfigKey> data_keys() {
        NumberKey{
            .field = field<&C::data, &D::validation_fraction>, .max = 1.0, .max_excluded = true},
        "", "share of data.train to hold out instead of data.validation", "val_fraction val_split"},
+      {"data", "weights", ListKey{field<&C::data, &D::weights>}, "",
+       "shares of the samples, one for each entry of data.train; empty: all entries are one stream",
+       "mixture blend data_weights probabilities interleave"},
+      {"data", "packing", TextKey{field<&C::data, &D::packing>, {"stream", "documents"}}, "",
+       "a window is cut from the stream of documents, or holds whole documents that do not see "
+       "each "
+       "other",
+       "packed pack sample_packing dataset.packed packing_strategy"},
       {"data", "text_field", TextKey{field<&C::data, &D::text_field>}, "",
        "field of a .jsonl line that holds the text", "text_column content_field"},
+      {"data", "chat_template", TextKey{field<&C::data, &D::chat_template>}, "",
+       "lines of .jsonl are conversations (messages), written by this: chatml, llama3, mistral, "
+       "gemma, tokenizer (its own) or a Jinja file; empty: they are texts",
+       "prompt_template conversation_template chat_format"},
+      {"data", "train_on_input", BooleanKey{field<&C::data, &D::train_on_input>}, "",
+       "the loss takes in what others say in a conversation, too", "train_on_prompt"},
       {"data", "invalid_utf8", TextKey{field<&C::data, &D::invalid_utf8>, {"error", "replace"}}, "",
        "stop at bytes that are not UTF-8, or read U+FFFD", ""},
       {"data", "cache_dir", TextKey{field<&C::data, &D::cache_dir>}, "",

@@ -50,6 +50,13 @@ void print_window(const data::TokenStorage& storage, int64_t begin, int64_t size
   std::printf("tokens [%lld, %lld)\n", static_cast<long long>(begin),
               static_cast<long long>(begin) + static_cast<long long>(ids.size()));
   std::printf("  %s\n", nlohmann::json(ids).dump().c_str());
+  std::vector<uint8_t> ignored(ids.size());
+  storage.read_ignored(begin, ignored);
+  if (std::find(ignored.begin(), ignored.end(), 1) != ignored.end()) {
+    std::string marks;
+    for (const uint8_t mark : ignored) marks += mark != 0 ? '-' : '*';
+    std::printf("  targets: %s\n", marks.c_str());
+  }
   if (tokenizer == nullptr) return;
   const std::vector<int32_t> narrow(ids.begin(), ids.end());
   // A window may begin within a character.
@@ -62,8 +69,8 @@ void print_window(const data::TokenStorage& storage, int64_t begin, int64_t size
 std::shared_ptr<const data::TokenStorage> open_storage(const std::string& path, bool verify) {
   if (path.ends_with(".bin")) {
     auto storage = data::open_token_file(path, 0);
-    std::printf("file        %s\ntokens      %lld\n", path.c_str(),
-                static_cast<long long>(storage->num_tokens()));
+    std::printf("file        %s\ntokens      %lld\ndocuments   %zu\n", path.c_str(),
+                static_cast<long long>(storage->num_tokens()), storage->documents().size());
     return storage;
   }
   auto cache = std::make_shared<const data::TokenCache>(path);
@@ -82,6 +89,11 @@ int prepare_data(const DataPrepareOptions& options) {
   data::PrepareOptions prepare;
   prepare.text.text_field = options.text_field;
   prepare.text.replace_invalid_utf8 = options.replace_invalid_utf8;
+  if (!options.chat_template.empty()) {
+    prepare.chat = {std::make_shared<const data::ChatTemplate>(
+                        data::ChatTemplate::load(options.chat_template, options.tokenizer)),
+                    options.train_on_input};
+  }
   prepare.cache_dir = options.cache_dir;
   prepare.num_threads = static_cast<int>(options.num_threads);
   bool is_made = false;

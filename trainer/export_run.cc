@@ -58,8 +58,15 @@ void export_huggingface_directory(
     const RunDirectory& run, const nn::TransformerConfig& config, const data::Tokenizer* tokenizer,
     const std::filesystem::path& directory, at::ScalarType dtype,
     const std::function<at::Tensor(const std::string&)>& full_parameter) {
+  checkpoint::HuggingFaceWriteOptions options = write_options(tokenizer, dtype);
+  // What the model was tuned to is what it must be served with.
+  if (std::filesystem::exists(run.chat_template_file())) {
+    const std::string name = run.chat_template_file().filename().string();
+    std::erase_if(options.copied_files, [&](const auto& file) { return file.name == name; });
+    options.copied_files.push_back({run.chat_template_file(), name});
+  }
   checkpoint::write_huggingface_directory(directory, described_model(run, config, tokenizer),
-                                          full_parameter, write_options(tokenizer, dtype));
+                                          full_parameter, options);
 }
 
 }  // namespace narrowgauge::trainer

@@ -27,9 +27,10 @@ checkpoint::HuggingFaceConfig described_model(const RunDirectory& run,
                                               const nn::TransformerConfig& config,
                                               const data::Tokenizer* tokenizer);
 
-// Writes a run's model to `directory` in Hugging Face form: config.json, weights in `dtype` and the
-// files of `tokenizer` (which may be null). full_parameter gives each whole parameter by name; see
-// checkpoint::write_huggingface_directory for the order of its calls and the errors.
+// Writes a run's model to `directory` in Hugging Face form: config.json, weights in `dtype`, the
+// files of `tokenizer` (which may be null) and the run's chat template, if it has one.
+// full_parameter gives each whole parameter by name; see checkpoint::write_huggingface_directory
+// for the order of its calls and the errors.
 void export_huggingface_directory(
     const RunDirectory& run, const nn::TransformerConfig& config, const data::Tokenizer* tokenizer,
     const std::filesystem::path& directory, at::ScalarType dtype,

@@ -32,6 +32,8 @@ class RunDirectory {
   // config.json of the model that the run began with, where model.initial_load_path names one: the
   // run outlives that directory.
   std::filesystem::path base_config_file() const { return path_ / "base_config.json"; }
+  // The template that conversations were written with, where data.chat_template names one.
+  std::filesystem::path chat_template_file() const { return path_ / "chat_template.jinja"; }
   std::filesystem::path metrics_file() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path samples_file() const { return path_ / "samples.jsonl"; }
   std::filesystem::path tensorboard() const { return path_ / "tensorboard"; }

@@ -19,6 +19,7 @@
 #include <thread>
 #include <utility>
 
+#include "checkpoint/durable_file.h"
 #include "trainer/config_check.h"
 #include "trainer/config_reader.h"
 #include "trainer/device.h"
@@ -111,6 +112,9 @@ std::unique_ptr<Trainer> train_past_spikes(TrainConfig& config, const RunDirecto
   auto trainer = std::make_unique<Trainer>(config, run, data, world, device);
   if (world->rank() == 0) {
     run.write_config(config);
+    if (data.chat_template) {
+      checkpoint::write_durable_file(run.chat_template_file(), data.chat_template->source());
+    }
   }
   int64_t from_step = -1;
   for (int times = 0;;) {

@@ -36,6 +36,16 @@ at::Tensor to_tensor(std::vector<int64_t>& tokens, const data::Batch& batch, at:
   return device.is_cpu() ? view.clone() : view.pin_memory().to(device, /*non_blocking=*/true);
 }
 
+// Int32 [documents + 1] on `device`, or undefined where rows are whole.
+at::Tensor cu_seqlens_of(data::Batch& batch, at::Device device) {
+  if (batch.cu_seqlens.empty()) {
+    return {};
+  }
+  const at::Tensor view = at::from_blob(batch.cu_seqlens.data(),
+                                        {static_cast<int64_t>(batch.cu_seqlens.size())}, at::kInt);
+  return device.is_cpu() ? view.clone() : view.pin_memory().to(device, /*non_blocking=*/true);
+}
+
 constexpr int64_t kWarmUpSteps = 2;  // the first steps fill caches and make optimizer states
 
 // A log must not end a run: what cannot be made costs a line.
@@ -75,7 +85,8 @@ std::optional<data::ValidationLoader> make_validation_loader(
         "validation.interval: expected 0, since data.validation_fraction holds no token out; raise "
         "it or name data.validation");
   }
-  return data::ValidationLoader(dataset, config.training.seq_len, global_batch_size);
+  return data::ValidationLoader(dataset, config.training.seq_len, global_batch_size,
+                                packing_of(config));
 }
 
 // A thread of its own for the model's collectives where ranks meet on the CPU, else null.
@@ -131,8 +142,7 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       parameters_(fsdp::sharded_parameters(*model_)),
       optimizer_(build_optimizer(config, *model_, parameters_, mesh_)),
       scheduler_(build_lr_scheduler(config)),
-      loader_(data_.split.train, {config.training.seq_len, plan_.global_batch_size,
-                                  static_cast<uint64_t>(config.training.seed)}),
+      loader_(make_training_loader(config, data_.split, plan_.global_batch_size)),
       validation_loader_(
           make_validation_loader(config, data_.split.validation, plan_.global_batch_size)),
       prompt_(make_prompt(config, data_.tokenizer.get())),
@@ -355,14 +365,15 @@ at::Tensor Trainer::accumulate_gradients(int64_t step, double lr) {
     batches.push_back(loader_.batch(index, first_sample + i * batch_size, batch_size));
     num_valid += batches.back().num_valid_tokens;
   }
-  const double global_valid = sum_over_ranks(static_cast<double>(num_valid));
+  // A batch without a target, of questions alone, leaves gradients of 0.
+  const double global_valid = std::max(1.0, sum_over_ranks(static_cast<double>(num_valid)));
   at::Tensor loss = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
   for (int64_t i = 0; i < num_micro_batches; ++i) {
     data::Batch& batch = batches[i];
     fsdp::set_requires_gradient_sync(*model_, i == num_micro_batches - 1);
-    const at::Tensor part =
-        model_->loss_sum(to_tensor(batch.inputs, batch, device_),
-                         to_tensor(batch.targets, batch, device_), 1.0 / global_valid);
+    const at::Tensor part = model_->loss_sum(to_tensor(batch.inputs, batch, device_),
+                                             to_tensor(batch.targets, batch, device_),
+                                             1.0 / global_valid, cu_seqlens_of(batch, device_));
     if (i == num_micro_batches - 1) {
       optimizer_->begin_last_backward(lr);
     }
@@ -392,13 +403,14 @@ void Trainer::validate() {
                                                     std::min(batch_size, per_rank - done));
       loss_sum += model_
                       ->loss_sum(to_tensor(batch.inputs, batch, device_),
-                                 to_tensor(batch.targets, batch, device_))
+                                 to_tensor(batch.targets, batch, device_), /*scale=*/1.0,
+                                 cu_seqlens_of(batch, device_))
                       .item<double>();
       num_valid += static_cast<double>(batch.num_valid_tokens);
     }
   }
   const double tokens = sum_over_ranks(num_valid);
-  const double loss = sum_over_ranks(loss_sum) / tokens;
+  const double loss = sum_over_ranks(loss_sum) / std::max(1.0, tokens);
   if (is_first_rank()) {
     const double seconds = now_seconds() - started;
     metrics_log_->append(validation_line(state_.step, loss, static_cast<int64_t>(tokens), seconds));

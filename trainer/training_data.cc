@@ -3,14 +3,16 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "trainer/config_value.h"
 #include "trainer/run_tokenizer.h"
 #include "trainer/stage_progress.h"
 
 namespace narrowgauge::trainer {
 namespace {
 
-data::Split open_split(const TrainConfig& config, const data::Tokenizer* tokenizer,
+data::Split open_split(const TrainConfig& config, const TrainingData& data,
                        const data::ProgressCallback& progress) {
   data::DatasetOptions options;
   options.train = config.data.train;
@@ -18,15 +20,37 @@ data::Split open_split(const TrainConfig& config, const data::Tokenizer* tokeniz
   options.validation_fraction = config.data.validation_fraction;
   options.text_field = config.data.text_field;
   options.invalid_utf8 = config.data.invalid_utf8;
+  options.chat = {data.chat_template, config.data.train_on_input};
+  options.separates_sources = !config.data.weights.empty();
   options.cache_dir = config.data.cache_dir;
   options.vocab_size = config.model.vocab_size;
   options.seed = static_cast<uint64_t>(config.training.seed);
   options.num_threads = static_cast<int>(config.training.num_threads);
   options.progress = progress;
-  return data::open_dataset(options, tokenizer);
+  return data::open_dataset(options, data.tokenizer.get());
 }
 
 }  // namespace
+
+data::Packing packing_of(const TrainConfig& config) {
+  return config.data.packing == "documents" ? data::Packing::kDocuments : data::Packing::kStream;
+}
+
+data::DataLoader make_training_loader(const TrainConfig& config, const data::Split& split,
+                                      int64_t global_batch_size) {
+  const data::DataLoaderOptions options = {.seq_len = config.training.seq_len,
+                                           .global_batch_size = global_batch_size,
+                                           .seed = static_cast<uint64_t>(config.training.seed),
+                                           .packing = packing_of(config)};
+  if (config.data.weights.empty()) {
+    return {split.train, options};
+  }
+  std::vector<data::WeightedDataset> datasets;
+  for (size_t i = 0; i < split.sources.size(); ++i) {
+    datasets.push_back({split.sources[i], parse_number(config.data.weights[i]).value.value()});
+  }
+  return {datasets, options};
+}
 
 TrainingData open_training_data(TrainConfig& config, const RunDirectory& run,
                                 comm::Communicator& world) {
@@ -47,16 +71,19 @@ TrainingData open_training_data(TrainConfig& config, const RunDirectory& run,
       throw ConfigError(std::string("model.vocab_size: ") + error.what());
     }
   }
+  if (!config.data.chat_template.empty()) {
+    data.chat_template = std::make_shared<const data::ChatTemplate>(
+        data::ChatTemplate::load(config.data.chat_template, config.tokenizer.path));
+  }
   StageProgress progress;
   if (is_first_rank) {
-    data.split = open_split(config, data.tokenizer.get(),
-                            [&](std::string_view stage, double fraction, int64_t) {
-                              progress.update(stage, fraction);
-                            });
+    data.split = open_split(config, data, [&](std::string_view stage, double fraction, int64_t) {
+      progress.update(stage, fraction);
+    });
   }
   comm::barrier(world);
   if (!is_first_rank) {
-    data.split = open_split(config, data.tokenizer.get(), nullptr);
+    data.split = open_split(config, data, nullptr);
   }
   return data;
 }

@@ -3,6 +3,8 @@
 #include <memory>
 
 #include "comm/communicator.h"
+#include "data/chat_template.h"
+#include "data/data_loader.h"
 #include "data/token_dataset.h"
 #include "data/tokenizer.h"
 #include "trainer/config.h"
@@ -13,7 +15,15 @@ namespace narrowgauge::trainer {
 struct TrainingData {
   std::shared_ptr<const data::Tokenizer> tokenizer;  // null for data that are token ids already
   data::Split split;
+  std::shared_ptr<const data::ChatTemplate> chat_template;  // null where data are no conversations
 };
+
+// What a step reads: all of the data, or with data.weights each source in its share.
+data::DataLoader make_training_loader(const TrainConfig& config, const data::Split& split,
+                                      int64_t global_batch_size);
+
+// data.packing as data/ has it.
+data::Packing packing_of(const TrainConfig& config);
 
 // Opens what `config` names: the tokenizer (trained first where tokenizer.train_vocab_size asks for
 // it; it then lives in <run>/tokenizer) and the token caches, which are made where they are

@@ -86,7 +86,8 @@ TEST(DataCommand, InspectsFilesOfTokenIds) {
   const auto path = directory.write("a.bin", data::bytes_of(std::vector<uint16_t>{1, 2, 3}));
   const Outcome outcome = run({"inspect", path, "--window", "2", "--windows", "1"});
   EXPECT_EQ(outcome.code, 0) << outcome.errors;
-  EXPECT_EQ(outcome.output, "file        " + path + "\ntokens      3\ntokens [0, 2)\n  [1,2]\n");
+  EXPECT_EQ(outcome.output,
+            "file        " + path + "\ntokens      3\ndocuments   1\ntokens [0, 2)\n  [1,2]\n");
 }
 
 TEST(DataCommand, FailsWithTheFileInTheMessage) {

@@ -62,7 +62,7 @@ TEST(DataLoader, TargetsAreTheInputsOneOn) {
   EXPECT_EQ(batch.batch_size, 2);
   EXPECT_EQ(batch.seq_len, 7);
   EXPECT_EQ(batch.num_valid_tokens, 14);
-  EXPECT_TRUE(batch.document_ids.empty());
+  EXPECT_TRUE(batch.cu_seqlens.empty());
   ASSERT_EQ(batch.inputs.size(), 14u);
   for (size_t i = 0; i < 14; ++i) {
     EXPECT_EQ(batch.targets[i], batch.inputs[i] + 1);
@@ -116,15 +116,86 @@ TEST(DataLoader, DependsOnTheSeed) {
   EXPECT_NE(first(1), first(2));
 }
 
-TEST(DataLoader, NumbersDocumentsOnRequest) {
-  const DataLoader loader(
-      counting(100),
-      {.seq_len = 25, .global_batch_size = 3, .seed = 0, .shuffle = false, .document_ids = true});
-  const Batch batch = loader.batch(0, 0, 3);
-  ASSERT_EQ(batch.document_ids.size(), batch.inputs.size());
-  for (size_t i = 0; i < batch.inputs.size(); ++i) {
-    EXPECT_EQ(batch.document_ids[i], batch.inputs[i] / 10 - batch.inputs[i / 25 * 25] / 10);
+// What a batch of packed documents must be, whatever is in it: every row ends a document, within
+// one each target is the next input, and no document of 10 tokens is seen beyond its end.
+int64_t check_documents(const Batch& batch) {
+  const auto& ends = batch.cu_seqlens;
+  EXPECT_EQ(ends.front(), 0);
+  EXPECT_EQ(ends.back(), batch.batch_size * batch.seq_len);
+  int64_t num_valid = 0;
+  for (size_t i = 0; i + 1 < ends.size(); ++i) {
+    EXPECT_LT(ends[i], ends[i + 1]);
+    EXPECT_EQ(ends[i] / batch.seq_len, (ends[i + 1] - 1) / batch.seq_len);
+    const bool is_padding = batch.targets[ends[i]] == kIgnoredTarget;
+    for (int32_t at = ends[i]; at < ends[i + 1]; ++at) {
+      EXPECT_EQ(batch.inputs[at], is_padding ? 0 : batch.inputs[ends[i]] + at - ends[i]);
+      EXPECT_EQ(batch.targets[at], is_padding ? kIgnoredTarget : batch.inputs[at] + 1);
+      if (!is_padding) {
+        EXPECT_EQ(batch.targets[at] / 10, batch.inputs[ends[i]] / 10);
+      }
+      num_valid += is_padding ? 0 : 1;
+    }
   }
+  EXPECT_EQ(batch.num_valid_tokens, num_valid);
+  return num_valid;
+}
+
+TEST(DataLoader, PacksWholeDocuments) {
+  for (const int64_t seq_len : {5, 9, 20, 32}) {
+    const DataLoader loader(
+        counting(1003),
+        {.seq_len = seq_len, .global_batch_size = 3, .seed = 1, .packing = Packing::kDocuments});
+    // A multiple of every number of windows of an epoch.
+    const int64_t num_steps = loader.windows_per_epoch();
+    int64_t num_valid = 0;
+    for (int64_t step = 0; step < num_steps; ++step) {
+      num_valid += check_documents(loader.batch(step, 0, 3));
+    }
+    EXPECT_EQ(num_valid, 3 * (100 * 9 + 2)) << seq_len;  // each target of three epochs
+    // The documents of 9 targets fit in twos or threes, or are split in 5 and 4.
+    const double filled = 902.0 / static_cast<double>(loader.tokens_per_epoch());
+    EXPECT_GT(filled, seq_len == 32 ? 0.80 : 0.85);
+  }
+}
+
+TEST(DataLoader, PackedRanksTogetherSeeTheGlobalBatch) {
+  const DataLoader loader(
+      counting(1003),
+      {.seq_len = 20, .global_batch_size = 4, .seed = 1, .packing = Packing::kDocuments});
+  const Batch whole = gather(loader, 7, 4, 1);
+  for (const int64_t num_ranks : {2, 4}) {
+    EXPECT_EQ(gather(loader, 7, 4, num_ranks).inputs, whole.inputs);
+    EXPECT_EQ(gather(loader, 7, 4, num_ranks).targets, whole.targets);
+  }
+}
+
+TEST(DataLoader, MixesInExactProportion) {
+  // Tokens below 1000 are the first source's, then the second's.
+  const auto second = std::make_shared<TokenDataset>(
+      std::vector<TokenRange>{{std::make_shared<CountingStorage>(3000), 1000, 3000}});
+  const auto first = counting(1000);
+  const DataLoader loader({{first, 3.0}, {second, 1.0}},
+                          {.seq_len = 4, .global_batch_size = 100, .seed = 5});
+  int64_t num_first = 0;
+  std::set<int64_t> begins;
+  for (int64_t step = 0; step < Mixture::kBlock / 100; ++step) {
+    const Batch batch = loader.batch(step, 0, 100);
+    for (int64_t row = 0; row < 100; ++row) {
+      const bool is_first = batch.inputs[row * 4] < 1000;
+      num_first += is_first ? 1 : 0;
+      if (!is_first) begins.insert(batch.inputs[row * 4]);
+    }
+  }
+  EXPECT_EQ(num_first, Mixture::kBlock * 3 / 4);
+  EXPECT_GT(begins.size(), 495u);  // 2500 samples are five epochs of 499 windows, at offsets
+  EXPECT_EQ(loader.windows_per_epoch(), 249 + 499);
+  const DataLoader resumed({{first, 3.0}, {second, 1.0}},
+                           {.seq_len = 4, .global_batch_size = 100, .seed = 5});
+  EXPECT_EQ(resumed.batch(123456, 20, 5).inputs, loader.batch(123456, 20, 5).inputs);
+  EXPECT_THAT(error_of([&] {
+                DataLoader({{first, 1.0}, {second, 0.0}}, {.seq_len = 4});
+              }),
+              HasSubstr("weights above 0"));
 }
 
 TEST(DataLoader, RefusesDataSmallerThanOneBatch) {
@@ -135,8 +206,8 @@ TEST(DataLoader, RefusesDataSmallerThanOneBatch) {
   };
   EXPECT_EQ(make(104), "");
   EXPECT_EQ(make(103),
-            "expected data for at least one global batch of 12 windows, got 11 (103 tokens in "
-            "windows of 8); add data, or lower training.global_batch_size or training.seq_len");
+            "expected data for at least one global batch of 12 windows, got 11 of 8 tokens; add "
+            "data, or lower training.global_batch_size or training.seq_len");
   EXPECT_THAT(make(8), HasSubstr("got 8 tokens and seq_len 8"));
 }
 
@@ -184,6 +255,17 @@ TEST(ValidationLoader, PadsTheLastWindowAndTheLastBatch) {
   EXPECT_THAT(padding.targets, Each(kIgnoredTarget));
   EXPECT_EQ(padding.num_valid_tokens, 0);
   EXPECT_THAT(error_of([&] { loader.batch(2, 0, 1); }), HasSubstr("[0, 2), got 2"));
+}
+
+TEST(ValidationLoader, PacksWholeDocumentsAndPadsTheLastBatch) {
+  const ValidationLoader loader(counting(1003), 20, 8, Packing::kDocuments);
+  int64_t num_valid = 0;
+  for (int64_t index = 0; index < loader.num_batches(); ++index) {
+    num_valid += check_documents(loader.batch(index, 0, 4));
+    const Batch rest = loader.batch(index, 4, 4);
+    num_valid += rest.num_valid_tokens == 0 ? 0 : check_documents(rest);
+  }
+  EXPECT_EQ(num_valid, 100 * 9 + 2);
 }
 
 TEST(ValidationLoader, RefusesDataWithoutATarget) {

@@ -41,6 +41,7 @@ class PrepareTokens : public ::testing::Test {
                                             const Tokenizer& tokenizer, int num_threads = 2) {
     PrepareOptions options;
     options.cache_dir = directory_.file("cache");
+    options.chat = chat_;
     options.num_threads = num_threads;
     options.progress = [this](std::string_view stage, double fraction, int64_t) {
       EXPECT_GE(fraction, 0);
@@ -54,7 +55,65 @@ class PrepareTokens : public ::testing::Test {
 
   TemporaryDirectory directory_;
   std::set<std::string> stages_;
+  ChatFormat chat_;
 };
+
+constexpr const char* kConversations =
+    R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+{"messages": [{"role": "user", "content": "c"}]}
+
+{"messages": [{"role": "assistant", "content": "d"}], "tools": null, "id": 7}
+)";
+
+TEST_F(PrepareTokens, WritesConversationsAndTheirAnswers) {
+  chat_.chat_template = std::make_shared<const ChatTemplate>(
+      "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}."
+      "{% endgeneration %}{% else %}{{ m.content }}?{% endif %}{% endfor %}",
+      "test", Json::object());
+  const auto file = directory_.write("a.jsonl", kConversations);
+  const ShiftedByteTokenizer tokenizer;
+  const auto cache = prepare({file}, tokenizer);
+  std::vector<uint8_t> ignored(cache->num_tokens());
+  cache->read_ignored(0, ignored);
+  std::string text;
+  std::string targets;
+  const auto ids = read_all(*cache);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    text += static_cast<char>(ids[i] - 1);
+    if (ignored[i] == 0) targets += text.back();
+  }
+  EXPECT_EQ(text, "a?b.c?d.");
+  EXPECT_EQ(targets, "b.d.");
+  EXPECT_THAT(ends_of(*cache), ElementsAre(4, 6, 8));
+  // Whatever changes a text or a target makes another cache.
+  EXPECT_EQ(prepare({file}, tokenizer)->name(), cache->name());
+  chat_.train_on_input = true;
+  const auto all = prepare({file}, tokenizer);
+  EXPECT_NE(all->name(), cache->name());
+  EXPECT_EQ(read_all(*all), ids);
+  all->read_ignored(0, ignored);
+  EXPECT_THAT(ignored, Each(0));
+}
+
+TEST_F(PrepareTokens, NamesTheLineOfAWrongConversation) {
+  chat_.chat_template = std::make_shared<const ChatTemplate>(ChatTemplate::load("mistral", ""));
+  const ShiftedByteTokenizer tokenizer;
+  const auto error = [&](const std::string& content) {
+    const auto file = directory_.write("wrong.jsonl", content);
+    return error_of([&] { prepare({file}, tokenizer); });
+  };
+  const std::string good = R"({"messages": [{"role": "user", "content": "a"}]})"
+                           "\n";
+  EXPECT_THAT(error(good + "{"), HasSubstr("wrong.jsonl:2"));
+  EXPECT_THAT(error(good + R"({"text": "a"})"), HasSubstr("wrong.jsonl:2: expected {\"messages\""));
+  EXPECT_THAT(error(good + good + R"({"messages": [{"role": "assistant", "content": "a"}]})"),
+              HasSubstr("wrong.jsonl:3: chat template mistral:"));
+  std::string deep;
+  for (int i = 0; i < 200'000; ++i) deep += "[";
+  EXPECT_THAT(error(R"({"messages": )" + deep), HasSubstr("at most 100 levels"));
+  const auto text = directory_.write("a.txt", "text");
+  EXPECT_THAT(error_of([&] { prepare({text}, tokenizer); }), HasSubstr("expected a .jsonl file"));
+}
 
 TEST_F(PrepareTokens, SeparatesDocumentsByTheEndToken) {
   const auto text = directory_.write("a.txt", "ab");

@@ -56,6 +56,44 @@ TEST(TokenCache, GivesBackWhatWasWritten) {
   }
 }
 
+TEST(TokenCache, KeepsWhichTokensAreNoTargets) {
+  for (const int64_t vocab_size : {300, 2'000'000'000}) {
+    const TemporaryDirectory directory;
+    const auto last = static_cast<int32_t>(vocab_size - 1);
+    TokenCacheWriter writer(directory.file("a"), kFingerprint, vocab_size, /*has_ignored=*/true);
+    writer.append(std::vector<int32_t>{5, last, 0, 0}, 0, std::vector<uint8_t>{1, 1, 0, 1});
+    writer.append(std::vector<int32_t>{7}, 0);
+    writer.end_document();
+    EXPECT_THAT(error_of([&] {
+                  writer.append(std::vector<int32_t>{1, 2}, 0, std::vector<uint8_t>{1});
+                }),
+                HasSubstr("one for each id"));
+    writer.finish();
+    const TokenCache cache(directory.file("a"));
+    EXPECT_THAT(read_all(cache), ElementsAre(5, last, 0, 0, 7));
+    std::vector<uint8_t> ignored(4);
+    cache.read_ignored(1, ignored);
+    EXPECT_THAT(ignored, ElementsAre(1, 0, 1, 0));
+    cache.verify_tokens();
+    // The bytes say which version they are: a cache of version 1 stays what it was.
+    const std::string content = read_file(directory.file("a"));
+    EXPECT_EQ(content[8], 2);
+    for (size_t size = 0; size < content.size(); ++size) {
+      EXPECT_NE(error_of([&] { TokenCache cut(directory.write("cut", content.substr(0, size))); }),
+                "");
+    }
+  }
+  const TemporaryDirectory directory;
+  const TokenCache plain(write_small(directory, 300));
+  EXPECT_EQ(read_file(plain.name())[8], 1);
+  std::vector<uint8_t> ignored(7, 9);
+  plain.read_ignored(0, ignored);
+  EXPECT_THAT(ignored, ElementsAre(0, 0, 0, 0, 0, 0, 0));
+  TokenCacheWriter writer(directory.file("b"), kFingerprint, 10);
+  EXPECT_NE(error_of([&] { writer.append(std::vector<int32_t>{1}, 0, std::vector<uint8_t>{1}); }),
+            "");
+}
+
 TEST(TokenCache, HashesEqualDocumentsEqually) {
   const TemporaryDirectory directory;
   TokenCacheWriter writer(directory.file("a"), kFingerprint, 100);

@@ -80,15 +80,13 @@ TEST(TokenDataset, ReadsAcrossRanges) {
   EXPECT_THAT(error_of([&] { dataset.read(-1, two); }), HasSubstr("got [-1, 1)"));
 }
 
-TEST(TokenDataset, NumbersTheDocumentsOfAWindow) {
+TEST(TokenDataset, SaysWhereDocumentsEnd) {
   const auto a = storage({{0, 1, 2}, {3, 4}, {5}});
   const TokenDataset dataset({{a, 0, 5}, {a, 5, 6}, {storage({{6, 7}, {8}}), 0, 3}});
-  std::vector<int32_t> ids(9);
-  dataset.read_document_ids(0, ids);
-  EXPECT_THAT(ids, ElementsAre(0, 0, 0, 1, 1, 2, 3, 3, 4));
-  ids.resize(4);
-  dataset.read_document_ids(2, ids);
-  EXPECT_THAT(ids, ElementsAre(0, 1, 1, 2));
+  EXPECT_THAT(dataset.document_ends(), ElementsAre(3, 5, 6, 8, 9));
+  // Ranges that begin and end within documents.
+  EXPECT_THAT(TokenDataset({{a, 1, 4}, {a, 4, 6}}).document_ends(), ElementsAre(2, 3, 4, 5));
+  EXPECT_THAT(TokenDataset({}).document_ends(), ElementsAre());
 }
 
 TEST(TokenDataset, RefusesRangesOutsideTheirStream) {
@@ -185,6 +183,27 @@ class OpenDataset : public ::testing::Test {
   TemporaryDirectory directory_;
   DatasetOptions options_;
 };
+
+TEST_F(OpenDataset, KeepsSourcesApart) {
+  std::string lines;
+  for (int i = 0; i < 40; ++i) lines += "{\"text\": \"" + std::to_string(1000 + i) + "\"}\n";
+  options_.train = {directory_.write("b.jsonl", lines), directory_.write("a.txt", "zzzzzz")};
+  options_.validation_fraction = 0.2;
+  options_.separates_sources = true;
+  const ShiftedByteTokenizer tokenizer;
+  const Split split = open_dataset(options_, &tokenizer);
+  ASSERT_EQ(split.sources.size(), 2u);  // in the order of the list, not of the paths
+  const auto first = tokens_of(*split.sources[0]);
+  auto all = first;
+  const auto second = tokens_of(*split.sources[1]);
+  EXPECT_THAT(second, ElementsAre('z' + 1, 'z' + 1, 'z' + 1, 'z' + 1, 'z' + 1, 'z' + 1, 0));
+  all.insert(all.end(), second.begin(), second.end());
+  EXPECT_EQ(tokens_of(*split.train), all);
+  EXPECT_EQ(first.size() + split.validation->num_tokens(), 40u * 5);
+  EXPECT_NEAR(static_cast<double>(split.validation->num_tokens()), 0.2 * 207, 5);
+  options_.separates_sources = false;
+  EXPECT_TRUE(open_dataset(options_, &tokenizer).sources.empty());
+}
 
 TEST_F(OpenDataset, GivesExactlyTheBytesOfAFile) {
   std::string text;

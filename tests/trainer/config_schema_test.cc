@@ -41,7 +41,11 @@ tokenizer.train_vocab_size
 data.train
 data.validation
 data.validation_fraction
+data.weights
+data.packing
 data.text_field
+data.chat_template
+data.train_on_input
 data.invalid_utf8
 data.cache_dir
 training.steps
