@@ -281,6 +281,7 @@ DataPrepareOptions parse_data_prepare(std::span<const std::string> arguments) {
           .train_on_input = parsed.flag("train-on-input"),
           .replace_invalid_utf8 = replaces_invalid_utf8(parsed),
           .validation_fraction = parsed.fraction("validation-fraction"),
+          .seq_len = parsed.integer("seq-len", 0),
           .cache_dir = parsed.text("cache-dir"),
           .num_threads = num_threads(parsed),
           .sources = parsed.list("sources")};

@@ -182,6 +182,7 @@ struct DataPrepareOptions {
   bool train_on_input = false;
   bool replace_invalid_utf8 = false;
   double validation_fraction = 0.05;
+  int64_t seq_len = 0;      // above 0: say how documents fit into windows of this length
   std::string cache_dir;    // empty: data::default_cache_dir()
   int64_t num_threads = 0;  // 0: one for each processor
   std::vector<std::string> sources;

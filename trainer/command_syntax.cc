@@ -285,6 +285,8 @@ void add_data(Syntaxes& all) {
        {"train-on-input", "", "as data.train_on_input"},
        kInvalidUtf8,
        {"validation-fraction", "F", "say what a run with this fraction holds out", "0.05"},
+       {"seq-len", "N", "say how data.packing documents fills windows of this length; 0: do not",
+        "0"},
        {"cache-dir", "DIR",
         "default: $NARROWGAUGE_CACHE/tokens or ~/.cache/narrowgauge/tokens, as for train"},
        kThreads,

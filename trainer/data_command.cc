@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "data/document_packing.h"
 #include "data/held_out.h"
 #include "data/prepare_tokens.h"
 #include "data/text_source.h"
@@ -41,6 +42,15 @@ void print_split(const std::shared_ptr<const data::TokenCache>& cache, double fr
               100.0 * static_cast<double>(validation.num_tokens()) /
                   static_cast<double>(cache->num_tokens()),
               static_cast<long long>(validation.num_documents()));
+}
+
+void print_packing(const std::shared_ptr<const data::TokenCache>& cache, int64_t seq_len) {
+  const data::TokenDataset whole({{cache, 0, cache->num_tokens()}});
+  const data::DocumentPacking packing(whole, seq_len, /*seed=*/0, /*shuffle=*/false);
+  std::printf("packing     %lld windows of %lld, %.2f %% filled\n",
+              static_cast<long long>(packing.windows_per_epoch()), static_cast<long long>(seq_len),
+              100.0 * static_cast<double>(packing.num_targets()) /
+                  static_cast<double>(packing.windows_per_epoch() * seq_len));
 }
 
 void print_window(const data::TokenStorage& storage, int64_t begin, int64_t size,
@@ -110,6 +120,7 @@ int prepare_data(const DataPrepareOptions& options) {
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   print_cache(*cache);
   print_split(cache, options.validation_fraction);
+  if (options.seq_len > 0) print_packing(cache, options.seq_len);
   if (is_made) {
     std::printf("time        %.2f s, %.2f MB/s, %.3f M tokens/s\n", seconds,
                 static_cast<double>(cache->text_bytes()) / seconds / 1e6,

@@ -90,6 +90,15 @@ TEST(DataCommand, InspectsFilesOfTokenIds) {
             "file        " + path + "\ntokens      3\ndocuments   1\ntokens [0, 2)\n  [1,2]\n");
 }
 
+TEST(DataCommand, SaysHowDocumentsFillWindows) {
+  const data::TemporaryDirectory directory;
+  const auto path = directory.write("a.jsonl", "{\"text\": \"123456\"}\n{\"text\": \"1234\"}\n");
+  const Outcome outcome =
+      run({"prepare", path, "--seq-len", "10", "--cache-dir", directory.file("cache")});
+  EXPECT_EQ(outcome.code, 0) << outcome.errors;
+  EXPECT_THAT(outcome.output, HasSubstr("packing     1 windows of 10, 80.00 % filled\n"));
+}
+
 TEST(DataCommand, FailsWithTheFileInTheMessage) {
   const data::TemporaryDirectory directory;
   const auto bad = directory.write("a.txt", "\xFF");

@@ -11,6 +11,9 @@ import sys
 import tempfile
 import unittest
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tiny_run import TinyRuns, WORDS
 
 PROGRAM = sys.argv[1]
@@ -92,6 +95,27 @@ class ChatRun(unittest.TestCase):
         template = (self.runs.folder / "export" / "hf" / "chat_template.jinja").read_text()
         self.assertIn("<|im_start|>", template)
         self.assertEqual(template, (self.runs.folder / "export" / "chat_template.jinja").read_text())
+
+    def test_transformers_loads_what_was_tuned(self):
+        tokens, folder = self.runs.folder / "tokens", self.runs.folder
+        text = folder / "words.txt"
+        text.write_text(" ".join(WORDS) * 50)
+        tokens.mkdir()
+        subprocess.run([PROGRAM, "tokenizer", "train", "--vocab-size", "300", "--special-token", "<|im_end|>",
+                        "--special-token", "<|im_start|>", "--output", tokens / "tokenizer.json", text],
+                       check=True, capture_output=True)
+        self.runs.train("served", "training.steps=2", "tokenizer.kind=huggingface", f"tokenizer.path={tokens}")
+        exported = folder / "served" / "hf"
+        tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported)
+        messages = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+        encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True,
+                                                return_tensors="pt")
+        answer = encoded["input_ids"][0][encoded["assistant_masks"][0].bool()]
+        self.assertEqual(tokenizer.decode(answer), "sat<|im_end|>")
+        with torch.no_grad():
+            logits = model(encoded["input_ids"]).logits
+        self.assertEqual(logits.shape[-1], 300)
+        self.assertTrue(logits.isfinite().all())
 
     def test_says_what_is_wrong(self):
         for overrides, message in (

@@ -189,12 +189,13 @@ TEST(ParseTokenizer, TakesEveryOption) {
 TEST(ParseData, TakesEveryOption) {
   const DataPrepareOptions prepare = parse_data_prepare(
       Arguments{"--tokenizer", "t.json", "--field", "body", "--chat-template", "chatml",
-                "--train-on-input", "--invalid-utf8", "replace", "--validation-fraction", "0.5",
-                "--cache-dir", "c", "--threads", "3", "a", "b"});
+                "--train-on-input", "--seq-len", "128", "--invalid-utf8", "replace",
+                "--validation-fraction", "0.5", "--cache-dir", "c", "--threads", "3", "a", "b"});
   EXPECT_EQ(prepare.tokenizer, "t.json");
   EXPECT_EQ(prepare.text_field, "body");
   EXPECT_EQ(prepare.chat_template, "chatml");
   EXPECT_TRUE(prepare.train_on_input);
+  EXPECT_EQ(prepare.seq_len, 128);
   EXPECT_TRUE(prepare.replace_invalid_utf8);
   EXPECT_EQ(prepare.validation_fraction, 0.5);
   EXPECT_EQ(prepare.cache_dir, "c");
@@ -222,6 +223,7 @@ TEST(Parse, DefaultsOfTokenizerAndDataAreThoseOfTheStructs) {
   EXPECT_EQ(prepare.text_field, DataPrepareOptions{}.text_field);
   EXPECT_EQ(prepare.chat_template, "");
   EXPECT_FALSE(prepare.train_on_input);
+  EXPECT_EQ(prepare.seq_len, 0);
   EXPECT_EQ(prepare.validation_fraction, DataPrepareOptions{}.validation_fraction);
   EXPECT_EQ(prepare.cache_dir, "");
   EXPECT_EQ(prepare.num_threads, DataPrepareOptions{}.num_threads);
