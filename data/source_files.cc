@@ -21,11 +21,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::array<std::string_view, 40> kTextExtensions = {
-    ".txt", ".text", ".md",  ".rst", ".tex", ".org", ".jsonl", ".py",  ".pyi",   ".c",
-    ".h",   ".cc",   ".cpp", ".cxx", ".hpp", ".hh",  ".cu",    ".cuh", ".java",  ".kt",
-    ".js",  ".jsx",  ".ts",  ".tsx", ".go",  ".rs",  ".rb",    ".php", ".swift", ".scala",
-    ".sh",  ".lua",  ".jl",  ".sql", ".pl",  ".ex",  ".hs",    ".ml",  ".cs",    ".r"};
+constexpr std::array<std::string_view, 41> kTextExtensions = {
+    ".parquet", ".txt", ".text", ".md",  ".rst", ".tex", ".org", ".jsonl", ".py",    ".pyi", ".c",
+    ".h",       ".cc",  ".cpp",  ".cxx", ".hpp", ".hh",  ".cu",  ".cuh",   ".java",  ".kt",  ".js",
+    ".jsx",     ".ts",  ".tsx",  ".go",  ".rs",  ".rb",  ".php", ".swift", ".scala", ".sh",  ".lua",
+    ".jl",      ".sql", ".pl",   ".ex",  ".hs",  ".ml",  ".cs",  ".r"};
 
 bool is_text_name(const fs::path& path) {
   std::string extension = path.extension().string();
@@ -132,10 +132,11 @@ std::vector<std::string> expand_paths(const std::vector<std::string>& patterns) 
     if (fs::is_directory(pattern, ignored)) {
       add_text_files_below(pattern, found);
       if (found.size() == before) {
-        throw std::runtime_error("expected text files in directory '" + pattern +
-                                 "', found none (.txt, .md, .jsonl, program sources); name other "
-                                 "files with a glob such as '" +
-                                 (fs::path(pattern) / "**" / "*.log").string() + "'");
+        throw std::runtime_error(
+            "expected text files in directory '" + pattern +
+            "', found none (.txt, .md, .jsonl, .parquet, program sources); name other "
+            "files with a glob such as '" +
+            (fs::path(pattern) / "**" / "*.log").string() + "'");
       }
     } else if (is_regular(pattern)) {
       found.push_back(pattern);

@@ -105,7 +105,12 @@ TextSource::TextSource(std::vector<SourceFile> files, TextOptions options)
 }
 
 std::optional<Record> TextSource::next() {
-  while (file_ || open_next_file()) {
+  while (file_ || table_ || open_next_file()) {
+    if (table_) {
+      if (auto record = next_row()) return record;
+      table_.reset();
+      continue;
+    }
     if (!has_lines_) return next_piece();
     if (auto record = next_line()) return record;
     file_.reset();
@@ -134,6 +139,11 @@ bool TextSource::open_next_file() {
     if (file.size_bytes == 0) {
       ++num_empty_files_;
       continue;
+    }
+    if (file.path.ends_with(".parquet")) {
+      table_ = std::make_unique<ParquetText>(file.path, options_.text_field);
+      file_bytes_read_ = 0;
+      return true;
     }
     file_.reset(std::fopen(file.path.c_str(), "rb"));
     if (!file_) {
@@ -202,6 +212,19 @@ std::optional<Record> TextSource::next_line() {
     }
     if (!is_blank(record.bytes)) return record;
   }
+}
+
+std::optional<Record> TextSource::next_row() {
+  const SourceFile& file = files_[num_opened_ - 1];
+  std::string_view text;
+  const bool is_there = table_->next(text);
+  // What stands between the pages of the column counts with them.
+  const uint64_t read = is_there ? std::min(table_->position(), file.size_bytes) : file.size_bytes;
+  bytes_read_ += std::max(read, file_bytes_read_) - file_bytes_read_;
+  file_bytes_read_ = std::max(read, file_bytes_read_);
+  if (!is_there) return std::nullopt;
+  return Record{"row " + std::to_string(table_->row()) + " of " + file.path, 0, 0,
+                std::string(text), true};
 }
 
 Record TextSource::next_piece() {

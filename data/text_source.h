@@ -9,12 +9,13 @@
 #include <string>
 #include <vector>
 
+#include "data/parquet_text.h"
 #include "data/source_files.h"
 
 namespace narrowgauge::data {
 
 struct TextOptions {
-  std::string text_field = "text";  // of the objects in a .jsonl file
+  std::string text_field = "text";  // of the objects in a .jsonl file; column of a .parquet file
   bool replace_invalid_utf8 = false;
   // Above 0, a plain file comes as several records of about this many bytes, cut between
   // characters. Only for a tokenizer whose ids do not depend on what stands around a character.
@@ -24,14 +25,15 @@ struct TextOptions {
 // The raw bytes of one document (or of a piece of one), as they stand in the file.
 struct Record {
   std::string path;
-  int64_t line = 0;     // from 1 in a .jsonl file; 0 when the file is one document
+  int64_t line = 0;     // from 1 in a .jsonl file; 0 in others
   uint64_t offset = 0;  // of bytes[0] in the file
   std::string bytes;
   bool ends_document = true;
 };
 
 // The documents of text files, in the order of the files: each line of .jsonl and .ndjson files
-// (blank lines do not count), each other file as a whole. Empty files are passed over and counted.
+// (blank lines do not count), each value of text_field's column of .parquet files (see ParquetText;
+// nulls do not count), each other file as a whole. Empty files are passed over and counted.
 //
 // Reading is sequential and cheap; decoding is not, so the two are apart: one thread calls `next`,
 // any number call `decode`. Memory: one record at a time, plus a read buffer.
@@ -65,13 +67,15 @@ class TextSource {
   Record take(size_t size);  // the next bytes of buffer_
   std::optional<Record> next_line();
   Record next_piece();
+  std::optional<Record> next_row();
 
   std::vector<SourceFile> files_;
   TextOptions options_;
   size_t num_opened_ = 0;
   std::unique_ptr<std::FILE, CloseFile> file_;  // files_[num_opened_ - 1], until its last record
   bool has_lines_ = false;
-  bool at_end_ = false;  // all of the file is in buffer_ or given out
+  std::unique_ptr<ParquetText> table_;  // in place of file_
+  bool at_end_ = false;                 // all of the file is in buffer_ or given out
   int64_t line_ = 0;
   uint64_t offset_ = 0;  // in the file, of buffer_[buffer_begin_]
   std::string buffer_;   // read, from buffer_begin_ on not yet given out

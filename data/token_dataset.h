@@ -45,8 +45,8 @@ class TokenDataset {
 };
 
 struct DatasetOptions {
-  // Files, globs and directories (see expand_paths) of text, .jsonl, .bin (see open_token_file) and
-  // .tokens (what prepare_tokens wrote), or "random_tokens" alone.
+  // Files, globs and directories (see expand_paths) of text, .jsonl, .parquet, .bin (see
+  // open_token_file) and .tokens (what prepare_tokens wrote), or "random_tokens" alone.
   std::vector<std::string> train;
   // The same; empty holds validation_fraction of the training data out instead (see hold_out).
   std::vector<std::string> validation;

@@ -23,11 +23,12 @@ constexpr Argument kKind = {"kind", "KIND",
                             "huggingface, gpt2 or sentencepiece; default: what PATH looks like"};
 constexpr Argument kInvalidUtf8 = {
     "invalid-utf8", "WHAT", "error, or replace: read U+FFFD for bytes that are not UTF-8", "error"};
-constexpr Argument kField = {"field", "NAME", "of .jsonl objects, which holds the text", "text"};
+constexpr Argument kField = {"field", "NAME",
+                             "of .jsonl objects and .parquet rows, which holds the text", "text"};
 constexpr Argument kThreads = {"threads", "N", "0: one for each processor", "0"};
 constexpr Argument kSources = {"sources",
                                "SOURCE",
-                               "files, directories and globs of text and .jsonl",
+                               "files, directories and globs of text, .jsonl and .parquet",
                                "",
                                Argument::kPositionalList,
                                true};

@@ -145,7 +145,8 @@ std::vector<ConfigKey> data_keys() {
        "0: do not",
        ""},
       {"data", "train", ListKey{field<&C::data, &D::train>}, "",
-       "required; files, globs (** included), directories: text, .jsonl, .bin; relative to the "
+       "required; files, globs (** included), directories: text, .jsonl, .parquet, .bin; relative "
+       "to the "
        "current directory, or to the repository where that has no such file; [random_tokens] for "
        "benchmarks",
        "training.dataset training.dataset_path data.dataset data.dataset_path data.path"},
@@ -164,7 +165,8 @@ std::vector<ConfigKey> data_keys() {
        "other",
        "packed pack sample_packing dataset.packed packing_strategy"},
       {"data", "text_field", TextKey{field<&C::data, &D::text_field>}, "",
-       "field of a .jsonl line that holds the text", "text_column content_field"},
+       "field of a .jsonl line, column of a .parquet file, that holds the text",
+       "text_column content_field"},
       {"data", "chat_template", TextKey{field<&C::data, &D::chat_template>}, "",
        "lines of .jsonl are conversations (messages), written by this: chatml, llama3, mistral, "
        "gemma, tokenizer (its own) or a Jinja file; empty: they are texts",

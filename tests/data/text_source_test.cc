@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <nlohmann/json.hpp>
 
 #include "data/utf8.h"
 #include "tests/data/temporary_directory.h"
@@ -187,6 +188,27 @@ TEST(Utf8, ReplacesMaximalIllFormedParts) {
   EXPECT_EQ(replace_invalid_utf8("\xED\xA0\x80"), mark + mark + mark);
   EXPECT_EQ(replace_invalid_utf8("\xF0\x9F\x9A"), mark);
   EXPECT_EQ(replace_invalid_utf8("fine \xC3\xA9"), "fine \xC3\xA9");
+}
+
+TEST(TextSource, TakesAColumnOfAParquetFile) {
+  const TemporaryDirectory directory;
+  const std::string parquet = "tests/data/parquet/snappy_v1.parquet";
+  const auto last = describe_file(directory.write("z.txt", "last"));
+  TextSource source({describe_file(parquet), last, describe_file(parquet)}, {.text_field = "text"});
+  std::vector<std::string> texts;
+  while (auto record = source.next()) {
+    EXPECT_TRUE(record->ends_document);
+    EXPECT_LE(source.bytes_read(), source.total_bytes());
+    texts.push_back(source.decode(*std::move(record)));
+  }
+  EXPECT_EQ(source.bytes_read(), source.total_bytes());
+  ASSERT_EQ(texts.size(), 53u * 2 + 1);  // 7 of 60 are null
+  EXPECT_EQ(texts[53], "last");
+  EXPECT_EQ(std::vector(texts.begin(), texts.begin() + 53),
+            std::vector(texts.begin() + 54, texts.end()));
+  TextSource rows({describe_file(parquet)}, {});
+  EXPECT_THAT(error_of([&] { rows.decode_object(*rows.next()); }),
+              HasSubstr("snappy_v1.parquet: expected a .jsonl file of messages"));
 }
 
 }  // namespace
