@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
@@ -31,6 +32,15 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     throw std::runtime_error("cannot map '" + path + "': " + std::strerror(error));
   }
   bytes_ = {static_cast<const std::byte*>(address), static_cast<size_t>(status.st_size)};
+}
+
+void MappedFile::release(size_t begin, size_t end) const {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t first = begin / page * page;
+  const size_t last = std::min(end, bytes_.size()) / page * page;
+  if (first >= last) return;
+  // A hint: nothing is lost when it is not taken.
+  ::madvise(const_cast<std::byte*>(bytes_.data()) + first, last - first, MADV_DONTNEED);
 }
 
 MappedFile::~MappedFile() {

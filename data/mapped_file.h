@@ -18,6 +18,9 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
 
   std::span<const std::byte> bytes() const { return bytes_; }
+  // Bytes [begin, end) are done with: the pages that end there or before leave the process's
+  // memory, and come from the file again where they are read once more.
+  void release(size_t begin, size_t end) const;
   const std::string& path() const { return path_; }
 
  private:

@@ -129,6 +129,8 @@ bool ParquetText::open_next_page() {
   if (chunk_ == column_.chunks.size()) return false;
   Page page;
   const ParquetChunk& chunk = column_.chunks[chunk_];
+  file_.release(page_begin_, at_);
+  page_begin_ = at_;
   at_ += page.read(file_.bytes().subspan(at_, chunk.end - at_));
   if (page.type == kDictionaryPage) {
     open_dictionary(page);

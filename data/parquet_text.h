@@ -38,7 +38,8 @@ class ParquetText {
   MappedFile file_;
   ParquetColumn column_;
   size_t chunk_ = 0;          // the one that is read
-  uint64_t at_ = 0;           // in the file, of its next page
+  uint64_t page_begin_ = 0;   // in the file, of the page that was read last
+  uint64_t at_ = 0;           // of the next one
   int64_t chunk_values_ = 0;  // of its pages so far
   int64_t row_ = 0;
   std::string dictionary_page_;

@@ -9,7 +9,8 @@ namespace narrowgauge::data {
 // The regular files that `patterns` name, sorted by path, each once. A pattern is one of
 //   a file               taken as it is, whatever its name
 //   a directory          every file below it whose extension is a text kind (kTextExtensions in
-//                        source_files.cc: prose, .jsonl, .parquet and program sources); others need a glob
+//                        source_files.cc: prose, .jsonl, .parquet, program sources); others need a
+//                        glob
 //   a glob               * ? [...] within one path component, ** for any number of directories
 // Names that begin with a dot are found only by a pattern that writes the dot. Searching a
 // directory or ** does not descend into symbolic links, so a loop of links ends; a link to a file
