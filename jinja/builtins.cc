@@ -16,7 +16,7 @@ using Function = std::function<Value(const Value&, const Arguments&)>;
 
 constexpr std::string_view kSpace = " \t\n\r\f\v";
 constexpr int64_t kMaxRange = 100'000;
-constexpr size_t kMaxBytes = size_t{1} << 26;  // of a text that is made
+constexpr size_t kMaxBytes = size_t{1} << 25;  // of a text that is made
 constexpr int kMaxIndent = 16;
 
 const std::string& text_of(const Value& value) {

@@ -17,7 +17,8 @@ using Kind = Expression::Kind;
 
 // A hostile template ends within seconds and a few gigabytes.
 constexpr int64_t kMaxSteps = 5'000'000;
-constexpr size_t kMaxBytes = size_t{1} << 26;  // of a value, and of the text
+constexpr size_t kMaxBytes = size_t{1} << 25;  // of a value, and of the text
+constexpr int64_t kStepsOfATurn = 8;           // of a loop, which makes its variable "loop"
 constexpr int64_t kBytesMadeAStep = 64;
 constexpr int64_t kBytesCopiedAStep = 1024;
 constexpr int kMaxDepth = 300;    // of expressions that wait for another
@@ -191,7 +192,8 @@ class Renderer {
     const std::vector<Json> elements = elements_of(loop);
     if (elements.empty()) return render(loop.otherwise);
     for (size_t i = 0; i < elements.size(); ++i) {
-      count_step(loop.line);
+      line_ = loop.line;
+      count_steps(kStepsOfATurn);
       scopes_.emplace_back();
       bind(loop.names, elements[i]);
       scopes_.back()["loop"] = {loop_variable(elements, i)};
