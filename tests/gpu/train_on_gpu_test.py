@@ -65,6 +65,17 @@ class TrainOnGpu(unittest.TestCase):
         # fp32 without tf32 on both; sums of 128 to 352 terms in other orders, amplified over 20 updates.
         self.assert_close(gpu, cpu, 1e-4)
 
+    def test_packed_documents_train_as_on_the_cpu(self):
+        documents = self.folder / "documents.jsonl"
+        words = random.Random(1)
+        documents.write_text("".join(json.dumps({"text": " ".join(words.choice("a cat sat on the mat".split())
+                                                                  for _ in range(words.randrange(1, 60)))}) + "\n"
+                                     for _ in range(800)))
+        overrides = [f"data.train=[{documents}]", "data.packing=documents"]
+        cpu, _ = self.train("packed_cpu", "training.device=cpu", *overrides)
+        gpu, _ = self.train("packed_gpu", "training.device=cuda", *overrides)
+        self.assert_close(gpu, cpu, 2e-4)
+
     def test_auto_takes_the_gpu_and_bf16_stays_near_fp32(self):
         fp32, errors = self.train("fp32")
         self.assertIn("cuda:0", errors)
