@@ -106,6 +106,7 @@ GenerateOptions parse_generate(std::span<const std::string> arguments) {
   return {.model = parsed.text("model"),
           .tokenizer = parsed.text("tokenizer"),
           .prompt = parsed.text("prompt"),
+          .chat_template = parsed.text("chat-template"),
           .max_new_tokens = parsed.integer("max-new-tokens", 1),
           .temperature = parsed.number("temperature", CommandArguments::kUnbounded, true),
           .top_p = parsed.number("top-p", 1.0, false),

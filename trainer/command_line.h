@@ -57,6 +57,7 @@ struct GenerateOptions {
   std::string model;      // Hugging Face directory, or a run directory with hf/ in it
   std::string tokenizer;  // empty: the model's; else "bytes", a tokenizer file or its directory
   std::string prompt;
+  std::string chat_template;  // not empty: the prompt is what a user says, see ChatTemplate::load
   int64_t max_new_tokens = 100;
   double temperature = 0.8;
   double top_p = 0.95;

@@ -90,6 +90,8 @@ void add_models(Syntaxes& all) {
       {kModel,
        kModelTokenizer,
        {"prompt", "TEXT", "where to begin"},
+       {"chat-template", "TEMPLATE",
+        "the prompt is a user's message; as data.chat_template, tokenizer is the model's own"},
        {"max-new-tokens", "N", "length of the continuation", "100"},
        {"temperature", "T", "0: always the likeliest token", "0.8"},
        {"top-p", "P", "sample among the likeliest tokens that hold this probability", "0.95"},
@@ -97,7 +99,9 @@ void add_models(Syntaxes& all) {
        kDevice,
        kJson},
       "  narrowgauge generate --model runs/quickstart --prompt 'def forward(' --seed 7\n"
-      "  narrowgauge generate --model runs/quickstart/hf --temperature 0 --json\n"};
+      "  narrowgauge generate --model runs/quickstart/hf --temperature 0 --json\n"
+      "  narrowgauge generate --model runs/assistant --chat-template tokenizer --prompt 'Who are "
+      "you?'\n"};
   all["eval"] = {
       "Measures a model, alone or beside others.",
       "--model DIR --data [TASK=]FILE[,...] [options]",

@@ -104,7 +104,7 @@ class ChatRun(unittest.TestCase):
         subprocess.run([PROGRAM, "tokenizer", "train", "--vocab-size", "300", "--special-token", "<|im_end|>",
                         "--special-token", "<|im_start|>", "--output", tokens / "tokenizer.json", text],
                        check=True, capture_output=True)
-        self.runs.train("served", "training.steps=2", "tokenizer.kind=huggingface", f"tokenizer.path={tokens}")
+        self.runs.train("served", "training.steps=150", "checkpoint.enable=false", "training.mixed_precision_param=float32", "tokenizer.kind=huggingface", f"tokenizer.path={tokens}")
         exported = folder / "served" / "hf"
         tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported)
         messages = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
@@ -112,10 +112,20 @@ class ChatRun(unittest.TestCase):
                                                 return_tensors="pt")
         answer = encoded["input_ids"][0][encoded["assistant_masks"][0].bool()]
         self.assertEqual(tokenizer.decode(answer), "sat<|im_end|>")
+        # Greedy answers of both, up to the end of the turn.
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": "the cat"}], return_dict=True,
+                                               return_tensors="pt", add_generation_prompt=True)["input_ids"]
+        turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         with torch.no_grad():
-            logits = model(encoded["input_ids"]).logits
-        self.assertEqual(logits.shape[-1], 300)
-        self.assertTrue(logits.isfinite().all())
+            theirs = model.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=turn_end)[0]
+        ended = subprocess.run([PROGRAM, "generate", "--model", folder / "served", "--chat-template", "tokenizer",
+                                "--prompt", "the cat", "--temperature", "0", "--max-new-tokens", "20", "--device", "cpu",
+                                "--json"], capture_output=True, text=True)
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        ours = json.loads(ended.stdout)
+        self.assertEqual(ours["prompt_tokens"], prompt[0].tolist())
+        # It has learnt to stop; the token that does is no part of the answer.
+        self.assertEqual([*ours["tokens"], turn_end], theirs[prompt.shape[1]:].tolist())
 
     def test_says_what_is_wrong(self):
         for overrides, message in (

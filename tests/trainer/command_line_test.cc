@@ -57,12 +57,14 @@ TEST(ParseReport, TakesRunsAndOptions) {
 }
 
 TEST(ParseGenerate, TakesEveryOption) {
-  const GenerateOptions options = parse_generate(Arguments{
-      "--model", "m", "--tokenizer=t.json", "--prompt", "a, b = -1", "--max-new-tokens", "7",
-      "--temperature=0", "--top-p", "0.5", "--seed", "3", "--device", "cpu", "--json"});
+  const GenerateOptions options = parse_generate(
+      Arguments{"--model", "m", "--tokenizer=t.json", "--prompt", "a, b = -1", "--chat-template",
+                "chatml", "--max-new-tokens", "7", "--temperature=0", "--top-p", "0.5", "--seed",
+                "3", "--device", "cpu", "--json"});
   EXPECT_EQ(options.model, "m");
   EXPECT_EQ(options.tokenizer, "t.json");
   EXPECT_EQ(options.prompt, "a, b = -1");
+  EXPECT_EQ(options.chat_template, "chatml");
   EXPECT_EQ(options.max_new_tokens, 7);
   EXPECT_EQ(options.temperature, 0.0);
   EXPECT_EQ(options.top_p, 0.5);
@@ -74,6 +76,7 @@ TEST(ParseGenerate, TakesEveryOption) {
 // The defaults stand in the structs and, as text, in --help; both must be the same.
 TEST(Parse, DefaultsAreThoseOfTheStructs) {
   const GenerateOptions generate = parse_generate(Arguments{"--model", "m"});
+  EXPECT_EQ(generate.chat_template, "");
   EXPECT_EQ(generate.max_new_tokens, GenerateOptions{}.max_new_tokens);
   EXPECT_EQ(generate.temperature, GenerateOptions{}.temperature);
   EXPECT_EQ(generate.top_p, GenerateOptions{}.top_p);
