@@ -1,5 +1,6 @@
 // qat/ and quantization/ on a GPU: the CPU's bits, so that what a GPU trained is what a CPU writes.
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <gtest/gtest.h>
@@ -107,10 +108,11 @@ TEST(QATGpu, TheLinearTrains) {
   for (const std::string& name : quantization::scheme_names()) {
     SCOPED_TRACE(name);
     nn::Linear linear({256, 64, true}, at::TensorOptions().dtype(at::kBFloat16).device(at::kCUDA));
-    linear.weight.copy_(at::randn({64, 256}).mul(0.05));
-    linear.bias.zero_();
-    linear.weight.set_requires_grad(true);
-    linear.bias.set_requires_grad(true);
+    {
+      const at::NoGradGuard no_grad;
+      linear.weight.copy_(at::randn({64, 256}).mul(0.05));
+      linear.bias.zero_();
+    }
     FakeQuantizedLinear prepared(linear, quantization::scheme_by_name(name));
     const at::Tensor x = at::randn({40, 256}).to(at::kBFloat16).cuda().requires_grad_(true);
     prepared(x).sum().backward();
