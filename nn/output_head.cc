@@ -1,14 +1,11 @@
 #include "nn/output_head.h"
 
-#include "nn/linear_cross_entropy.h"
-
 namespace narrowgauge::nn {
 
-at::Tensor OutputHead::cross_entropy_sum(const at::Tensor& x, const at::Tensor& targets,
-                                         double scale, int64_t ignore_index) {
-  return hooked(x, [this, targets, scale, ignore_index](const at::Tensor& input) {
-    return linear_cross_entropy_sum(input, weight, targets, scale, ignore_index);
-  });
+at::Tensor OutputHead::loss(
+    const at::Tensor& x,
+    const std::function<at::Tensor(const at::Tensor& x, const at::Tensor& weight)>& loss) {
+  return hooked(x, [this, loss](const at::Tensor& input) { return loss(input, weight); });
 }
 
 }  // namespace narrowgauge::nn

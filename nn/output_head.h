@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
+#include <functional>
 
 #include "nn/linear.h"
 
@@ -14,10 +14,11 @@ class OutputHead : public Linear {
  public:
   using Linear::Linear;
 
-  // linear_cross_entropy_sum of this layer's output, between its hooks. REQUIRES: no bias. x: [N,
-  // in_features].
-  at::Tensor cross_entropy_sum(const at::Tensor& x, const at::Tensor& targets, double scale,
-                               int64_t ignore_index);
+  // loss(x, this layer's weight), between its hooks; `loss` holds what it needs by value. REQUIRES:
+  // no bias. x: [N, in_features].
+  at::Tensor loss(
+      const at::Tensor& x,
+      const std::function<at::Tensor(const at::Tensor& x, const at::Tensor& weight)>& loss);
 };
 
 }  // namespace narrowgauge::nn

@@ -4,9 +4,8 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <utility>
 
-#include "nn/cross_entropy.h"
-#include "nn/linear_cross_entropy.h"
 #include "nn/output_head.h"
 
 namespace narrowgauge::nn {
@@ -88,18 +87,27 @@ at::Tensor Transformer::operator()(const at::Tensor& tokens, KVCache* cache) {
 at::Tensor Transformer::loss_sum(const at::Tensor& tokens, const at::Tensor& targets, double scale,
                                  const at::Tensor& cu_seqlens) {
   return hooked(tokens, [this, targets, scale, cu_seqlens](const at::Tensor& ids) {
-    return head_loss(hidden(ids, nullptr, cu_seqlens).flatten(0, 1), targets.flatten(), scale);
+    return head_loss(hidden(ids, nullptr, cu_seqlens).flatten(0, 1),
+                     {ids, targets.flatten(), scale, cu_seqlens});
   });
 }
 
-at::Tensor Transformer::head_loss(const at::Tensor& x, const at::Tensor& targets, double scale) {
+void Transformer::set_training_loss(std::shared_ptr<TrainingLoss> loss) {
+  TORCH_CHECK(loss != nullptr, "expected a training loss, got none");
+  training_loss_ = std::move(loss);
+}
+
+at::Tensor Transformer::head_loss(const at::Tensor& x, const TrainingLoss::Batch& batch) {
   if (!lm_head) {
-    return linear_cross_entropy_sum(x, embed_tokens->weight, targets, scale, kIgnoredTarget);
+    return training_loss_->of_hidden(x, embed_tokens->weight, batch);
   }
   if (const auto head = std::dynamic_pointer_cast<OutputHead>(lm_head)) {
-    return head->cross_entropy_sum(x, targets, scale, kIgnoredTarget);
+    return head->loss(
+        x, [loss = training_loss_, batch](const at::Tensor& input, const at::Tensor& weight) {
+          return loss->of_hidden(input, weight, batch);
+        });
   }
-  return cross_entropy_sum((*lm_head)(x), targets, kIgnoredTarget).mul(scale);
+  return training_loss_->of_logits((*lm_head)(x), batch);
 }
 
 at::Tensor Transformer::hidden(const at::Tensor& tokens, KVCache* cache,

@@ -13,6 +13,7 @@
 #include "nn/layer.h"
 #include "nn/linear.h"
 #include "nn/norm.h"
+#include "nn/training_loss.h"
 #include "nn/transformer_config.h"
 
 namespace narrowgauge::nn {
@@ -67,6 +68,9 @@ class Transformer : public Layer {
   at::Tensor loss_sum(const at::Tensor& tokens, const at::Tensor& targets, double scale = 1.0,
                       const at::Tensor& cu_seqlens = {});
 
+  // What loss_sum computes from now on, in place of the cross entropy.
+  void set_training_loss(std::shared_ptr<TrainingLoss> loss);
+
   const TransformerConfig& config() const { return config_; }
 
   std::shared_ptr<Embedding> embed_tokens;
@@ -77,14 +81,13 @@ class Transformer : public Layer {
  private:
   // What the head reads: [batch, t, dim].
   at::Tensor hidden(const at::Tensor& tokens, KVCache* cache, const at::Tensor& cu_seqlens = {});
-  // x: [tokens, dim], targets: [tokens].
-  at::Tensor head_loss(const at::Tensor& x, const at::Tensor& targets, double scale);
+  // x: [batch * t, dim].
+  at::Tensor head_loss(const at::Tensor& x, const TrainingLoss::Batch& batch);
 
   TransformerConfig config_;
+  std::shared_ptr<TrainingLoss> training_loss_ = std::make_shared<CrossEntropyLoss>();
   RotaryTable rotary_;  // grows to the longest sequence seen
 };
-
-constexpr int64_t kIgnoredTarget = -100;  // torch's ignore_index
 
 // Throws c10::Error naming the field and the values unless the sizes of `config` fit together.
 void check_config(const TransformerConfig& config);

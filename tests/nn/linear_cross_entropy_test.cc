@@ -222,8 +222,11 @@ TEST(OutputHead, RunsItsHooks) {
   });
   const at::Tensor x = at::randn({6, 4});
   const at::Tensor targets = at::randint(9, {6}, at::kLong);
-  expect_bitwise_equal(head.cross_entropy_sum(x, targets, 1.0, -100),
-                       linear_cross_entropy_sum(x.mul(2), head.weight, targets));
+  const at::Tensor loss =
+      head.loss(x, [targets](const at::Tensor& input, const at::Tensor& weight) {
+        return linear_cross_entropy_sum(input, weight, targets);
+      });
+  expect_bitwise_equal(loss, linear_cross_entropy_sum(x.mul(2), head.weight, targets));
   EXPECT_EQ(before, 1);
   EXPECT_EQ(after, 1);
 }
