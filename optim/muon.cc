@@ -39,7 +39,8 @@ bool is_head(const std::string& name) {
 }  // namespace
 
 bool is_hidden_matrix(const std::string& name, const std::vector<int64_t>& global_sizes) {
-  return global_sizes.size() == 2 && !is_embedding(name) && !is_head(name);
+  return global_sizes.size() == 2 && !is_embedding(name) && !is_head(name) &&
+         !is_learned_range(name);
 }
 
 at::Tensor newton_schulz(const at::Tensor& update, int num_steps, double eps) {

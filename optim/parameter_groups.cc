@@ -59,8 +59,12 @@ bool is_embedding(const std::string& name) {
   return false;
 }
 
+bool is_learned_range(const std::string& name) {
+  return name.ends_with(".weight_scale") || name.ends_with(".weight_zero_point");
+}
+
 bool decays_by_default(const std::string& name, const at::Tensor& param) {
-  return param.dim() >= 2 && !is_embedding(name);
+  return param.dim() >= 2 && !is_embedding(name) && !is_learned_range(name);
 }
 
 std::vector<ParameterGroup> group_parameters(std::vector<GroupedParameter> parameters,
@@ -70,8 +74,8 @@ std::vector<ParameterGroup> group_parameters(std::vector<GroupedParameter> param
     if (!parameter.param.requires_grad()) {
       continue;
     }
-    const bool decays =
-        options.decay_norms_and_embeddings || decays_by_default(parameter.name, parameter.param);
+    const bool decays = decays_by_default(parameter.name, parameter.param) ||
+                        (options.decay_norms_and_embeddings && !is_learned_range(parameter.name));
     const GroupRule* rule = find_rule(options.rules, parameter.name);
     const double lr_scale = rule != nullptr ? rule->lr_scale : 1.0;
     const double by_default = decays ? options.weight_decay : 0.0;

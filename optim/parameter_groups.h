@@ -29,8 +29,12 @@ std::vector<GroupedParameter> flatten(std::vector<ParameterGroup> groups);
 // Whether a component of the name begins with "embed", or is "wte".
 bool is_embedding(const std::string& name);
 
+// Whether it is a range that quantization-aware training learns (qat/learned_range.h): a name that
+// ends with ".weight_scale" or ".weight_zero_point".
+bool is_learned_range(const std::string& name);
+
 // Whether weight decay applies by default: matrices decay; norm weights and biases (fewer than two
-// dims) and embedding tables do not. A head tied to the embedding is the embedding.
+// dims), embedding tables and learned ranges do not. A head tied to the embedding is the embedding.
 bool decays_by_default(const std::string& name, const at::Tensor& param);
 
 // How parameters are put into groups.

@@ -12,6 +12,7 @@
 #include "nn/linear.h"
 #include "qat/fake_quantized_embedding.h"
 #include "qat/fake_quantized_linear.h"
+#include "qat/learned_range_linear.h"
 
 namespace narrowgauge::qat {
 namespace {
@@ -104,6 +105,17 @@ void decide(const ModuleRule* rule, const PrepareConfig& config, bool by_default
   }
 }
 
+std::shared_ptr<nn::Layer> fake_quantized(const nn::Linear& linear, const LayerDecision& decision,
+                                          bool learned_range) {
+  if (!learned_range) {
+    return std::make_shared<FakeQuantizedLinear>(linear, *decision.scheme);
+  }
+  const std::string problem = learned_range_obstacle(decision.scheme->weight);
+  TORCH_CHECK(problem.empty(), "expected a scheme whose ranges can be learned for ", decision.fqn,
+              ", got ", decision.scheme->name, ": ", problem);
+  return std::make_shared<LearnedRangeLinear>(linear, *decision.scheme);
+}
+
 // "layers.11.mlp" -> "layers.*.mlp".
 std::string without_numbers(const std::string& fqn) {
   return std::regex_replace(fqn, std::regex(R"((^|\.)[0-9]+(?=\.|$))"), "$1*");
@@ -164,8 +176,7 @@ std::vector<LayerDecision> prepare(nn::Layer& root, const PrepareConfig& config)
                       "would not be quantized; "
                       "give the model a head of its own");
           const auto swapped =
-              linear ? std::static_pointer_cast<nn::Layer>(
-                           std::make_shared<FakeQuantizedLinear>(*linear, *decision.scheme))
+              linear ? fake_quantized(*linear, decision, config.learned_ranges)
                      : std::make_shared<FakeQuantizedEmbedding>(*embedding, *decision.scheme);
           swaps.emplace_back([&parent, name, swapped] { parent.replace_child(name, swapped); });
         });
@@ -183,8 +194,9 @@ int64_t convert_to_plain(nn::Layer& root) {
             const std::string& fqn) {
           std::shared_ptr<nn::Layer> plain;
           if (const auto linear = std::dynamic_pointer_cast<FakeQuantizedLinear>(child)) {
-            TORCH_CHECK(linear->reads_weight_alone(), "expected no adapters, got some on ", fqn,
-                        "; merge them first");
+            TORCH_CHECK(linear->reads_weight_alone(),
+                        "expected no adapters and no learned ranges, got some on ", fqn,
+                        "; merge them, or convert to codes");
             plain = std::make_shared<nn::Linear>(static_cast<const nn::Linear&>(*linear));
           } else if (const auto table = std::dynamic_pointer_cast<FakeQuantizedEmbedding>(child)) {
             plain = std::make_shared<nn::Embedding>(static_cast<const nn::Embedding&>(*table));
@@ -211,18 +223,19 @@ void set_fake_quant_enabled(nn::Layer& root, bool enabled) {
         });
 }
 
-std::vector<std::pair<std::string, Scheme>> prepared_schemes(nn::Layer& root) {
-  std::vector<std::pair<std::string, Scheme>> schemes;
+std::vector<PreparedLayer> prepared_layers(nn::Layer& root) {
+  std::vector<PreparedLayer> layers;
   visit(root, "",
         [&](nn::Layer&, const std::string&, const std::shared_ptr<nn::Layer>& child,
             const std::string& fqn) {
           if (const auto linear = std::dynamic_pointer_cast<FakeQuantizedLinear>(child)) {
-            schemes.emplace_back(fqn, linear->scheme());
+            const bool learns = std::dynamic_pointer_cast<LearnedRangeLinear>(child) != nullptr;
+            layers.push_back({fqn, linear->scheme(), learns});
           } else if (const auto table = std::dynamic_pointer_cast<FakeQuantizedEmbedding>(child)) {
-            schemes.emplace_back(fqn, table->scheme());
+            layers.push_back({fqn, table->scheme()});
           }
         });
-  return schemes;
+  return layers;
 }
 
 std::vector<std::string> describe(const std::vector<LayerDecision>& decisions) {

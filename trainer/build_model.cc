@@ -15,6 +15,7 @@
 #include "optim/group_rule.h"
 #include "qat/fsdp_extension.h"
 #include "trainer/config_check.h"
+#include "trainer/distillation.h"
 #include "trainer/dtype.h"
 #include "trainer/float8_conversion.h"
 #include "trainer/lora_conversion.h"
@@ -144,8 +145,13 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
     fsdp::fully_shard(*block, mesh, with_extension(options, mesh, false, recomputed));
   }
   fsdp::fully_shard(*model, mesh, with_extension(options, mesh, /*keeps_by_default=*/true, false));
-  fsdp::materialize(*model, device, initializer(config, values, mesh.world().rank()));
-  BuiltModel built{model, {}, qat::prepared_schemes(*model), adapted};
+  const auto initialize = initializer(config, values, mesh.world().rank());
+  fsdp::materialize(*model, device,
+                    values == InitialValues::kFromCheckpoint
+                        ? initialize
+                        : with_learned_ranges(config, prepared, initialize));
+  BuiltModel built{
+      model, {}, qat::prepared_layers(*model), adapted, distill(config, mesh, device, *model)};
   if (!decisions.empty()) {
     built.actions.push_back(make_float8_action(config.float8, *model, mesh));
   }

@@ -4,12 +4,11 @@
 
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "comm/device_mesh.h"
 #include "nn/transformer.h"
-#include "quantization/scheme.h"
+#include "qat/prepared_layer.h"
 #include "trainer/config.h"
 #include "trainer/step_action.h"
 
@@ -22,8 +21,9 @@ enum class InitialValues { kFresh, kFromCheckpoint };
 struct BuiltModel {
   std::shared_ptr<nn::Transformer> model;
   std::vector<std::unique_ptr<StepAction>> actions;  // of its conversions; the loop runs them
-  std::vector<std::pair<std::string, quantization::Scheme>> schemes;  // of what qat prepared
-  std::vector<std::string> adapted;                                   // linears with adapters
+  std::vector<qat::PreparedLayer> prepared;          // what qat fake-quantizes
+  std::vector<std::string> adapted;                  // linears with adapters
+  std::shared_ptr<nn::Transformer> teacher;          // see distillation.h; null without one
 };
 
 // The model of a run, converted (float8, qat, lora), sharded over `mesh` on `device`: built on the

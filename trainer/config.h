@@ -135,6 +135,13 @@ struct QATConfig {
   int64_t bits = 0;        // 0: the scheme's own
   std::vector<std::string> overrides;
   int64_t fake_quant_after_n_steps = 0;
+  bool learned_ranges = false;
+};
+
+// A loss that compares with the unquantized model: see trainer/distillation.h.
+struct DistillationConfig {
+  double weight = 0.0;  // 0: none
+  double temperature = 1.0;
 };
 
 // Low-rank adapters beside frozen weights.
@@ -203,6 +210,7 @@ struct TrainConfig {
   Float8Config float8;
   SparsityConfig sparsity;
   QATConfig qat;
+  DistillationConfig distillation;
   LoRAConfig lora;
   ActivationCheckpointConfig activation_checkpoint;
   CommConfig comm;

@@ -296,6 +296,15 @@ Problem find_qat_problem(const TrainConfig& config) {
   if (config.lora.rank > 0 && config.lora.targets.empty()) {
     return {{"lora.targets", "expected at least one linear with lora.rank > 0"}};
   }
+  if (config.qat.learned_ranges && config.qat.scheme == kNoScheme) {
+    return {{"qat.learned_ranges", "expected false without qat.scheme, got true"}};
+  }
+  if (config.qat.learned_ranges && config.lora.rank > 0) {
+    return {
+        {"qat.learned_ranges",
+         "expected false with lora.rank > 0, whose merged weight is quantized by its own range, "
+         "got true"}};
+  }
   return find_reshard_problem(config, qat, "qat");
 }
 
@@ -317,6 +326,15 @@ Problem find_pruned_weights_problem(const TrainConfig& config) {
     return {{"optimizer.early_step_in_backward",
              "expected false with sparsity.kind pruned, which takes gradients away before the "
              "optimizer sees them, got true"}};
+  }
+  return std::nullopt;
+}
+
+Problem find_distillation_problem(const TrainConfig& config) {
+  if (config.distillation.weight > 0 && config.model.initial_load_path.empty()) {
+    return {
+        {"distillation.weight", "expected 0 without model.initial_load_path, the teacher, got " +
+                                    format_number(config.distillation.weight)}};
   }
   return std::nullopt;
 }
@@ -380,7 +398,8 @@ std::optional<ConfigProblem> find_problem(const TrainConfig& config) {
   }
   for (const auto find :
        {find_tokenizer_problem, find_data_problem, find_training_problem, find_optimizer_problem,
-        find_float8_problem, find_qat_problem, find_sparsity_problem, find_profiling_problem}) {
+        find_float8_problem, find_qat_problem, find_distillation_problem, find_sparsity_problem,
+        find_profiling_problem}) {
     problem = problem ? problem : find(config);
   }
   return problem;

@@ -61,6 +61,8 @@ const std::vector<ConfigSection>& sections() {
       {"sparsity", "2:4 sparse and pruned linears; see docs/SPARSITY.md", "pruning"},
       {"qat", "layers that compute with the values they will have once quantized; see docs/QAT.md",
        "quantization quantize quant"},
+      {"distillation", "a loss that compares with the model that was loaded; see docs/QAT.md",
+       "kd teacher knowledge_distillation"},
       {"lora", "low-rank adapters beside frozen weights; see docs/QAT.md", "peft adapter"},
       {"parallelism", "the mesh of ranks", "fsdp distributed mesh"},
       {"activation_checkpoint", "memory saved by computing parts of forward again in backward"},
@@ -376,6 +378,7 @@ std::vector<ConfigKey> sparsity_keys() {
 
 std::vector<ConfigKey> qat_keys() {
   using Q = QATConfig;
+  using D = DistillationConfig;
   using R = LoRAConfig;
   return {
       {"qat", "scheme",
@@ -399,6 +402,18 @@ std::vector<ConfigKey> qat_keys() {
       {"qat", "fake_quant_after_n_steps",
        IntegerKey{field<&C::qat, &Q::fake_quant_after_n_steps>, 0, kMaxSteps}, "steps",
        "in high precision before fake quantization begins", ""},
+      {"qat", "learned_ranges", BooleanKey{field<&C::qat, &Q::learned_ranges>}, "",
+       "scales of weights, and zero points that are values, train too (LSQ); they begin with the "
+       "least squared error",
+       "range_learning"},
+      {"distillation", "weight",
+       NumberKey{.field = field<&C::distillation, &D::weight>, .max = 1.0}, "",
+       "share in the loss of the divergence from the probabilities of model.initial_load_path; the "
+       "cross entropy has the rest; 0: no distillation",
+       "kd_ratio distill_weight"},
+      {"distillation", "temperature",
+       NumberKey{.field = field<&C::distillation, &D::temperature>, .min_excluded = true}, "",
+       "logits of both are divided by it for the divergence", "kd_temperature"},
       {"lora", "rank", IntegerKey{field<&C::lora, &R::rank>, 0, kMaxSize}, "",
        "of the adapters; 0: no adapters, all weights are trained", "lora_rank lora.r"},
       {"lora", "alpha", NumberKey{.field = field<&C::lora, &R::alpha>, .min_excluded = true}, "",

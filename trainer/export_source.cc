@@ -83,8 +83,8 @@ TrainConfig run_config(const fs::path& path) {
 
 // What training makes of the plain model, by our names.
 struct Conversions {
-  std::vector<std::pair<std::string, quantization::Scheme>> schemes;  // fake-quantized layers
-  std::vector<std::string> adapted;                                   // linears with adapters
+  std::vector<qat::PreparedLayer> prepared;
+  std::vector<std::string> adapted;  // linears with adapters
 };
 
 Conversions conversions_of(const TrainConfig& config) {
@@ -92,7 +92,7 @@ Conversions conversions_of(const TrainConfig& config) {
       std::make_shared<nn::Transformer>(config.model, at::TensorOptions().device(at::kMeta));
   prepare_qat(config, *model);
   std::vector<std::string> adapted = add_adapters(config, *model);
-  return {qat::prepared_schemes(*model), std::move(adapted)};
+  return {qat::prepared_layers(*model), std::move(adapted)};
 }
 
 // Adapters are merged in the dtype of forward where forward quantized what it merged, else in fp32.
@@ -101,8 +101,9 @@ lora::FullParameter merged(const TrainConfig& config, const Conversions& convers
   if (conversions.adapted.empty()) {
     return parameter;
   }
-  const at::ScalarType dtype =
-      conversions.schemes.empty() ? at::kFloat : parse_dtype(config.training.mixed_precision_param);
+  const at::ScalarType dtype = conversions.prepared.empty()
+                                   ? at::kFloat
+                                   : parse_dtype(config.training.mixed_precision_param);
   return lora::merged_parameters(parameter, conversions.adapted, lora_spec(config), dtype);
 }
 
@@ -147,10 +148,10 @@ ExportSource open_run(const fs::path& path, int64_t step, bool take_quantized) {
   source.model.dtype = parse_dtype(config.training.mixed_precision_param);
   const Conversions conversions = conversions_of(config);
   const auto parameter = merged(config, conversions, full_parameter_reader(*folder, config.model));
-  if (take_quantized && !conversions.schemes.empty()) {
+  if (take_quantized && !conversions.prepared.empty()) {
     take_weights(
         std::make_shared<quantization::QuantizedModel>(qat::convert(
-            config.model, conversions.schemes, source.model.dtype, source.model.dtype, parameter)),
+            config.model, conversions.prepared, source.model.dtype, source.model.dtype, parameter)),
         folder->string(), source.model);
   } else {
     source.model.plain = by_piece(config.model, parameter);

@@ -1,9 +1,16 @@
 #include "trainer/qat_conversion.h"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <cstdio>
+#include <map>
 #include <string>
+#include <utility>
+
+#include "qat/learned_range.h"
+#include "trainer/dtype.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -24,20 +31,57 @@ qat::PrepareConfig prepare_config(const TrainConfig& config) {
     prepare.rules.push_back(qat::parse_module_rule(text));
   }
   prepare.tied_embeddings = config.model.tie_word_embeddings;
+  prepare.learned_ranges = config.qat.learned_ranges;
   return prepare;
+}
+
+// "layers.0.mlp.down_proj" of "layers.0.mlp.down_proj.weight_scale".
+std::string owner_of(const std::string& parameter) {
+  return parameter.substr(0, parameter.rfind('.'));
+}
+
+// Fills `range`, rows of the parameter of that name, for those rows of the weight.
+void fill_range(const std::string& name, const at::Tensor& weight, at::ScalarType dtype,
+                const quantization::QuantizationSpec& spec, const at::Tensor& range) {
+  const qat::LearnedRange initial = qat::initial_range(weight.to(dtype), spec);
+  range.copy_(name.ends_with(qat::kScaleName) ? initial.scale : initial.zero_point);
+}
+
+// All ranges below `model`, as initial_range of the weights' shards.
+void begin_ranges(nn::Transformer& model, at::ScalarType dtype) {
+  const at::NoGradGuard no_grad;
+  std::map<std::string, quantization::QuantizationSpec> spec_of;
+  for (const qat::PreparedLayer& layer : qat::prepared_layers(model)) {
+    spec_of.emplace(layer.fqn, layer.scheme.weight);
+  }
+  std::map<std::string, at::Tensor> local;
+  for (const fsdp::ShardedParameter& parameter : fsdp::sharded_parameters(model)) {
+    local.emplace(parameter.fqn, parameter.local);
+  }
+  for (const auto& [name, range] : local) {
+    if (qat::is_learned_range(name)) {
+      const std::string owner = owner_of(name);
+      fill_range(name, local.at(owner + ".weight"), dtype, spec_of.at(owner), range);
+    }
+  }
 }
 
 class QATAction final : public StepAction {
  public:
-  QATAction(int64_t after_n_steps, nn::Transformer& model)
-      : after_n_steps_(after_n_steps), model_(model) {
-    enable(after_n_steps == 0);
+  QATAction(const TrainConfig& config, nn::Transformer& model)
+      : after_n_steps_(config.qat.fake_quant_after_n_steps),
+        dtype_(parse_dtype(config.training.mixed_precision_param)),
+        model_(model) {
+    enable(after_n_steps_ == 0);
   }
 
   void before_step(int64_t step) override {
     if (enabled_ != (step > after_n_steps_)) {
       enable(step > after_n_steps_);
       began_ = enabled_ && step > 1;
+    }
+    if (after_n_steps_ > 0 && step == after_n_steps_ + 1) {
+      begin_ranges(model_, dtype_);
     }
   }
 
@@ -57,6 +101,7 @@ class QATAction final : public StepAction {
   }
 
   const int64_t after_n_steps_;
+  const at::ScalarType dtype_;  // of compute
   nn::Transformer& model_;
   bool enabled_ = false;
   bool began_ = false;  // with the step at hand
@@ -90,8 +135,32 @@ void describe_qat(const TrainConfig& config, const std::vector<qat::LayerDecisio
   }
 }
 
+fsdp::ShardInitializer with_learned_ranges(const TrainConfig& config,
+                                           const std::vector<qat::LayerDecision>& decisions,
+                                           fsdp::ShardInitializer initialize) {
+  if (!config.qat.learned_ranges) {
+    return initialize;
+  }
+  std::map<std::string, qat::LayerDecision> of_layer;
+  for (const qat::LayerDecision& decision : decisions) {
+    of_layer.emplace(decision.fqn, decision);
+  }
+  const at::ScalarType dtype = parse_dtype(config.training.mixed_precision_param);
+  return [of_layer, dtype, initialize](const std::string& fqn, const at::Tensor& shard,
+                                       int64_t row_begin) {
+    if (!qat::is_learned_range(fqn)) {
+      initialize(fqn, shard, row_begin);
+      return;
+    }
+    const qat::LayerDecision& layer = of_layer.at(owner_of(fqn));
+    const at::Tensor weight = at::zeros({shard.size(0), layer.cols}, shard.options());
+    initialize(owner_of(fqn) + ".weight", weight, row_begin);
+    fill_range(fqn, weight, dtype, layer.scheme->weight, shard);
+  };
+}
+
 std::unique_ptr<StepAction> make_qat_action(const TrainConfig& config, nn::Transformer& model) {
-  return std::make_unique<QATAction>(config.qat.fake_quant_after_n_steps, model);
+  return std::make_unique<QATAction>(config, model);
 }
 
 }  // namespace narrowgauge::trainer

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "fsdp/fully_shard.h"
 #include "nn/transformer.h"
 #include "qat/prepare.h"
 #include "trainer/config.h"
@@ -21,7 +22,14 @@ std::vector<qat::LayerDecision> prepare_qat(const TrainConfig& config, nn::Trans
 // For people, on standard error: the scheme and a line for each kind of layer.
 void describe_qat(const TrainConfig& config, const std::vector<qat::LayerDecision>& decisions);
 
-// Enables fake quantization once qat.fake_quant_after_n_steps are done. `model` outlives it.
+// With qat.learned_ranges, `initialize` for weights and ranges: a range begins as initial_range of
+// the same rows of its weight, which `initialize` is asked for, in the dtype of compute.
+fsdp::ShardInitializer with_learned_ranges(const TrainConfig& config,
+                                           const std::vector<qat::LayerDecision>& decisions,
+                                           fsdp::ShardInitializer initialize);
+
+// Enables fake quantization once qat.fake_quant_after_n_steps are done; ranges that are learned
+// begin anew then, with the weights of that step. `model` outlives it.
 std::unique_ptr<StepAction> make_qat_action(const TrainConfig& config, nn::Transformer& model);
 
 }  // namespace narrowgauge::trainer

@@ -29,8 +29,9 @@ FullParameter merged(const TrainedModel& model) {
   if (model.adapted.empty()) {
     return model.full_parameter;
   }
-  const at::ScalarType dtype =
-      model.schemes.empty() ? at::kFloat : parse_dtype(model.config.training.mixed_precision_param);
+  const at::ScalarType dtype = model.prepared.empty()
+                                   ? at::kFloat
+                                   : parse_dtype(model.config.training.mixed_precision_param);
   return lora::merged_parameters(model.full_parameter, model.adapted, lora_spec(model.config),
                                  dtype);
 }
@@ -47,11 +48,13 @@ void copy_descriptions(const fs::path& from, const fs::path& to) {
 
 void export_quantized(const TrainedModel& model, const FullParameter& full_parameter) {
   if (!model.writes) {
-    ask_for_all(model, full_parameter);
+    for (const std::string& name : qat::parameters_to_convert(model.config.model, model.prepared)) {
+      full_parameter(name);
+    }
     return;
   }
   const fs::path directory = model.run.path() / "quantized";
-  const auto quantized = qat::convert(model.config.model, model.schemes,
+  const auto quantized = qat::convert(model.config.model, model.prepared,
                                       parse_dtype(model.config.training.mixed_precision_param),
                                       parse_dtype(model.config.export_.dtype), full_parameter);
   quantization::write_quantized_model(directory, quantized);
@@ -88,7 +91,7 @@ void export_trained(const TrainedModel& model) {
     // The writer gathers each parameter in this order.
     ask_for_all(model, full_parameter);
   }
-  if (!model.schemes.empty()) {
+  if (!model.prepared.empty()) {
     export_quantized(model, full_parameter);
   }
   if (!model.adapted.empty()) {

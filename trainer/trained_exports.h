@@ -4,11 +4,10 @@
 
 #include <functional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "data/tokenizer.h"
-#include "quantization/scheme.h"
+#include "qat/prepared_layer.h"
 #include "trainer/config.h"
 #include "trainer/run_directory.h"
 
@@ -22,9 +21,9 @@ struct TrainedModel {
   // Whole parameters by our name, adapters apart. May be collective: every rank makes the same
   // calls in the same order.
   std::function<at::Tensor(const std::string& name)> full_parameter;
-  std::vector<std::pair<std::string, quantization::Scheme>> schemes;  // of prepared layers, by name
-  std::vector<std::string> adapted;                                   // linears with adapters
-  bool writes = true;                                                 // false: another rank does
+  std::vector<qat::PreparedLayer> prepared;
+  std::vector<std::string> adapted;  // linears with adapters
+  bool writes = true;                // false: another rank does
 };
 
 // Writes what the run is to leave behind:

@@ -90,14 +90,24 @@ std::optional<data::ValidationLoader> make_validation_loader(
 }
 
 // A thread of its own for the model's collectives where ranks meet on the CPU, else null.
-std::shared_ptr<comm::MeteredStream> run_collectives_beside(nn::Transformer& model,
+// A teacher, which runs inside the model's forward, shares it.
+std::shared_ptr<comm::MeteredStream> run_collectives_beside(const BuiltModel& built,
                                                             const comm::Communicator& world,
                                                             at::Device device) {
+  const auto use = [&](const fsdp::CommStreams& streams) {
+    fsdp::set_streams(*built.model, streams);
+    if (built.teacher) {
+      fsdp::set_streams(*built.teacher, streams);
+    }
+  };
   if (world.size() == 1 || !device.is_cpu()) {
+    if (built.teacher) {
+      use(fsdp::CommStreams::beside(device));
+    }
     return nullptr;
   }
   auto stream = std::make_shared<comm::MeteredStream>(std::make_shared<comm::ThreadStream>());
-  fsdp::set_streams(model, fsdp::CommStreams::shared(stream, /*asynchronous=*/true));
+  use(fsdp::CommStreams::shared(stream, /*asynchronous=*/true));
   return stream;
 }
 
@@ -138,7 +148,7 @@ Trainer::Trainer(const TrainConfig& config, const RunDirectory& run, TrainingDat
       built_(build_model(config, mesh_, device,
                          checkpoint_ ? InitialValues::kFromCheckpoint : InitialValues::kFresh)),
       model_(built_.model),
-      communication_(run_collectives_beside(*model_, *world, device)),
+      communication_(run_collectives_beside(built_, *world, device)),
       parameters_(fsdp::sharded_parameters(*model_)),
       optimizer_(build_optimizer(config, *model_, parameters_, mesh_)),
       scheduler_(build_lr_scheduler(config)),
@@ -467,7 +477,7 @@ void Trainer::export_model() {
     }
     throw std::logic_error("no parameter " + name);
   };
-  export_trained({config_, run_, data_.tokenizer.get(), full_parameter, built_.schemes,
+  export_trained({config_, run_, data_.tokenizer.get(), full_parameter, built_.prepared,
                   built_.adapted, is_first_rank()});
 }
 

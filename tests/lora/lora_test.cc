@@ -109,7 +109,7 @@ TEST(Adapters, AreAddedWhereTargetsSayAndAllElseIsFrozen) {
   qat::prepare(model, {.scheme = quantization::scheme_by_name("8da4w"), .rules = {}});
   const auto names = add_adapters(model, kSpec, {"self_attn.*", "down_proj"});
   EXPECT_EQ(names.size(), 6U);
-  EXPECT_EQ(qat::prepared_schemes(model).size(), 8U);
+  EXPECT_EQ(qat::prepared_layers(model).size(), 8U);
   for (const auto& parameter : model.named_parameters()) {
     EXPECT_EQ(parameter.value().requires_grad(), is_adapter(parameter.key())) << parameter.key();
   }

@@ -158,9 +158,9 @@ class Model : public nn::Layer {
 };
 
 std::string scheme_name(Model& model, const std::string& fqn) {
-  for (const auto& [name, scheme] : prepared_schemes(model)) {
-    if (name == fqn) {
-      return scheme.name;
+  for (const PreparedLayer& layer : prepared_layers(model)) {
+    if (layer.fqn == fqn) {
+      return layer.scheme.name;
     }
   }
   return "";
@@ -171,7 +171,7 @@ TEST(Prepare, TheDefaultTakesLinearsThatFitButTheHead) {
   const at::Tensor weight = model.up_proj->weight;
   const auto decisions = prepare(model, {.scheme = scheme_by_name("8da4w"), .rules = {}});
   EXPECT_EQ(decisions.size(), 5U);
-  EXPECT_EQ(prepared_schemes(model).size(), 2U);
+  EXPECT_EQ(prepared_layers(model).size(), 2U);
   EXPECT_TRUE(model.up_proj->weight.is_same(weight));
   EXPECT_EQ(scheme_name(model, "lm_head"), "");
   EXPECT_EQ(scheme_name(model, "odd"), "");
@@ -217,7 +217,7 @@ TEST(Prepare, ConvertToPlainUndoesIt) {
   prepare(model, config);
   set_fake_quant_enabled(model, false);
   EXPECT_EQ(convert_to_plain(model), 3);
-  EXPECT_TRUE(prepared_schemes(model).empty());
+  EXPECT_TRUE(prepared_layers(model).empty());
 }
 
 // ---- convert ----

@@ -2,6 +2,7 @@
 // rows quantized once, recomputation, a late start.
 
 #include <ATen/ops/equal.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -11,6 +12,7 @@
 
 #include "fsdp/fully_shard.h"
 #include "qat/fsdp_extension.h"
+#include "qat/learned_range.h"
 #include "qat/prepare.h"
 #include "tests/fsdp/toy_model.h"
 #include "tests/support/run_ranks.h"
@@ -33,14 +35,33 @@ struct Setting {
   std::optional<bool> reshard_after_forward = std::nullopt;
   int micro_batches = 1;
   int enable_after = 0;  // steps
+  bool learned_ranges = false;
 };
+
+// A range begins as that of the same rows of its weight.
+void initialize(const std::string& fqn, const at::Tensor& shard, int64_t row_begin,
+                const std::map<std::string, LayerDecision>& layers) {
+  if (!is_learned_range(fqn)) {
+    fsdp::initialize_toy(fqn, shard, row_begin);
+    return;
+  }
+  const LayerDecision& layer = layers.at(fqn.substr(0, fqn.rfind('.')));
+  const at::Tensor weight = at::zeros({shard.size(0), layer.cols});
+  fsdp::initialize_toy(layer.fqn + ".weight", weight, row_begin);
+  const LearnedRange range = initial_range(weight, layer.scheme->weight);
+  shard.copy_(fqn.ends_with(kScaleName) ? range.scale : range.zero_point);
+}
 
 std::shared_ptr<ToyModel> make_model(const Setting& setting, const comm::DeviceMesh& mesh) {
   auto model = std::make_shared<ToyModel>(kSpec, at::TensorOptions(at::kMeta));
   PrepareConfig config;
   config.scheme = quantization::parse_scheme(setting.scheme);
-  const auto decisions = prepare(*model, config);
-  EXPECT_EQ(prepared_schemes(*model).size(), 4U);
+  config.learned_ranges = setting.learned_ranges;
+  std::map<std::string, LayerDecision> layers;
+  for (const LayerDecision& decision : prepare(*model, config)) {
+    layers.emplace(decision.fqn, decision);
+  }
+  EXPECT_EQ(prepared_layers(*model).size(), 4U);
   const auto shard = [&](nn::Layer& layer) {
     fsdp::FullyShardOptions options{
         .mp_policy = {.param_dtype = setting.param_dtype, .reduce_dtype = at::kFloat},
@@ -52,7 +73,10 @@ std::shared_ptr<ToyModel> make_model(const Setting& setting, const comm::DeviceM
     shard(*block);
   }
   shard(*model);
-  fsdp::materialize(*model, at::kCPU, fsdp::initialize_toy);
+  fsdp::materialize(*model, at::kCPU,
+                    [&](const std::string& fqn, const at::Tensor& shard, int64_t row_begin) {
+                      initialize(fqn, shard, row_begin, layers);
+                    });
   return model;
 }
 
@@ -136,6 +160,32 @@ TEST(QATFSDP, MicroBatchesReshardingAndALateStart) {
       expect_equal(train(whole), train(sharded), scheme);
     }
   }
+}
+
+TEST(QATFSDP, LearnedRangesAreShardedWithTheirWeights) {
+  for (const std::string& scheme : {kSchemes[0], kSchemes[1]}) {
+    for (const std::optional<bool> reshard : {std::optional<bool>(), {false}}) {
+      for (const int enable_after : {0, 2}) {
+        const Setting whole{.scheme = scheme,
+                            .replicate = 4,
+                            .reshard_after_forward = reshard,
+                            .micro_batches = 2,
+                            .enable_after = enable_after,
+                            .learned_ranges = true};
+        Setting sharded = whole;
+        std::swap(sharded.replicate, sharded.shard);
+        const Outcome outcome = train(sharded);
+        expect_equal(train(whole), outcome, scheme);
+        EXPECT_TRUE(outcome.parameters.contains("block0.in.weight_scale"));
+        EXPECT_EQ(outcome.parameters.contains("block0.in.weight_zero_point"),
+                  scheme == kSchemes[1]);
+      }
+    }
+  }
+  const auto with_ranges = [](bool learned) {
+    return train({.shard = 2, .learned_ranges = learned});
+  };
+  EXPECT_NE(with_ranges(true).losses, with_ranges(false).losses);
 }
 
 TEST(QATFSDP, ALateStartIsPlainUntilThen) {

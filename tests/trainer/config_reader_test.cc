@@ -50,8 +50,9 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
       {"data: {[a]: 3}", "c.yaml:1:8: expected a name, got a list or a map"},
       {"xyzzy: {}",
        "c.yaml:1:1: unknown section xyzzy; the sections are job, model, tokenizer, data, training, "
-       "optimizer, lr_scheduler, float8, sparsity, qat, lora, parallelism, activation_checkpoint, "
-       "comm, checkpoint, validation, generation, export, metrics, profiling"},
+       "optimizer, lr_scheduler, float8, sparsity, qat, distillation, lora, parallelism, "
+       "activation_checkpoint, comm, checkpoint, validation, generation, export, metrics, "
+       "profiling"},
       // Names of other trainers
       {"metrics: {log_freq: 3}",
        "c.yaml:1:11: unknown key metrics.log_freq; did you mean metrics.log_interval?"},
@@ -123,7 +124,8 @@ TEST(ReadConfig, NamesThePlaceTheKeyAndTheRemedy) {
        "c.yaml:1:19: optimizer.name: expected one of AdamW, Adam, AdamW8bit, AdamW4bit, AdamWFp8, "
        "Muon, got \"adamw\"; did you mean AdamW?"},
       {"training: {device: gpu}",
-       "c.yaml:1:20: training.device: expected one of auto, cpu, cuda, got \"gpu\"; did you mean cuda?"},
+       "c.yaml:1:20: training.device: expected one of auto, cpu, cuda, got \"gpu\"; did you mean "
+       "cuda?"},
       {"activation_checkpoint: {mode: 2}",
        "c.yaml:1:31: activation_checkpoint.mode: expected one of none, full, selective, got \"2\""},
       {"activation_checkpoint: {selective_ac_option: 0}",
@@ -171,7 +173,7 @@ TEST(ReadConfig, OverridesFollowTheSameRules) {
        "override \"training.step=3\": unknown key training.step; did you mean training.steps?"},
       {"qqq.zzz=3",
        "override \"qqq.zzz=3\": unknown key qqq.zzz; the sections are job, model, tokenizer, data, "
-       "training, optimizer, lr_scheduler, float8, sparsity, qat, lora, parallelism, "
+       "training, optimizer, lr_scheduler, float8, sparsity, qat, distillation, lora, parallelism, "
        "activation_checkpoint, comm, checkpoint, validation, generation, export, metrics, "
        "profiling"},
       {"training.steps", "override \"training.steps\": expected section.key=value"},

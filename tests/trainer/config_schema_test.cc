@@ -104,6 +104,9 @@ qat.group_size
 qat.bits
 qat.overrides
 qat.fake_quant_after_n_steps
+qat.learned_ranges
+distillation.weight
+distillation.temperature
 lora.rank
 lora.alpha
 lora.targets

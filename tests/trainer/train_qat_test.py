@@ -97,6 +97,43 @@ class TrainQAT(unittest.TestCase):
                         self.assertTrue(torch.equal(file.get_tensor(f"{name}.codes"), codes), name)
                         self.assertTrue(torch.equal(file.get_tensor(f"{name}.scale"), scale), name)
 
+    def test_learned_ranges_train_shard_and_resume(self):
+        for scheme in ("8da4w", "int4-weight-only"):
+            with self.subTest(scheme):
+                overrides = ["qat.learned_ranges=true", "qat.group_size=32", "training.max_norm=0"]
+                straight = self.losses(f"{scheme}-learned", scheme, *overrides)
+                self.losses(f"{scheme}-learned-again", scheme, *overrides)
+                self.assertEqual(self.losses(f"{scheme}-learned-again", scheme, *overrides, "checkpoint.load_step=6"), straight)
+                self.assertNotEqual(straight, self.losses(f"{scheme}-chosen", scheme, "qat.group_size=32", "training.max_norm=0"))
+                whole = self.losses(f"{scheme}-whole", scheme, *overrides, "parallelism.data_parallel_replicate_degree=2", ranks=2)
+                sharded = self.losses(f"{scheme}-sharded", scheme, *overrides, ranks=2)
+                self.assertEqual([loss for _, loss, _ in sharded], [loss for _, loss, _ in whole])
+                late = self.losses(f"{scheme}-late", scheme, *overrides, "qat.fake_quant_after_n_steps=4")
+                resumed = self.losses(f"{scheme}-late", scheme, *overrides, "qat.fake_quant_after_n_steps=4", "checkpoint.load_step=6")
+                self.assertEqual(resumed, late)
+
+    def test_exports_the_ranges_that_were_learned(self):
+        for ranks in (1, 2):
+            with self.subTest(ranks=ranks):
+                status, errors, folder = self.train(f"learned{ranks}", "8da4w", "qat.learned_ranges=true", "export.enable=true", ranks=ranks)
+                self.assertEqual(status, 0, errors)
+                weights = load_file(folder / "hf/model.safetensors")
+                self.assertFalse([name for name in weights if "scale" in name])
+                moved = 0
+                with safe_open(folder / "quantized/quantized.safetensors", "pt") as file:
+                    described = json.loads(file.metadata()["weights"])
+                    self.assertEqual(len(described), 2 * 7)
+                    for name in described:
+                        weight = weights[f"{name}.weight"].to(torch.bfloat16)
+                        scale, codes = file.get_tensor(f"{name}.scale"), file.get_tensor(f"{name}.codes")
+                        self.assertEqual(scale.dtype, torch.bfloat16)
+                        chosen, zero = choose_qparams_affine(weight, MappingType.SYMMETRIC, (1, 32), torch.int8, -8, 7,
+                                                          torch.finfo(torch.float32).eps, zero_point_dtype=torch.int8, keepdim=True)
+                        expected = quantize_affine(weight, (1, 32), scale, zero, torch.int8, -8, 7)
+                        self.assertTrue(torch.equal(codes, expected), name)
+                        moved += (scale != chosen.view_as(scale)).sum().item()
+                self.assertGreater(moved, 0)
+
     def test_lora_trains_its_adapters_alone(self):
         for scheme in ("none", "8da4w"):
             with self.subTest(scheme):
@@ -142,6 +179,9 @@ lora:         {{rank: 4, alpha: 8}}
                 (["qat.bits=3"], "has no choice of bits"),
                 (["float8.recipe_name=tensorwise"], "expected none with qat"),
                 (["lora.rank=4", "lora.targets=[no_proj]"], "expected a linear whose name ends with no_proj"),
+                (["qat.scheme=mxfp4", "qat.learned_ranges=true"], "its scales are the format's own"),
+                (["qat.scheme=none", "qat.learned_ranges=true"], "expected false without qat.scheme"),
+                (["qat.learned_ranges=true", "lora.rank=4"], "expected false with lora.rank > 0"),
                 (["parallelism.fsdp_reshard_after_forward=2"], "default, always or never with qat")]:
             with self.subTest(overrides):
                 status, errors, _ = self.train("bad", "8da4w", *overrides)
