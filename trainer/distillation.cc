@@ -71,7 +71,7 @@ class DistillationLoss final : public nn::TrainingLoss {
       result = loss(teacher);
     });
     const c10::NoGradGuard no_grad;
-    teacher_->loss_sum(batch.tokens, batch.targets);
+    teacher_->loss_sum(batch.tokens, batch.targets, 1.0, batch.cu_seqlens);
     return result;
   }
 
