@@ -336,7 +336,12 @@ class StepWalk {
   void reduce(const Group& group) {
     const double whole = param_bytes_ * group.numel;
     if (!needs_reduction()) {
+      if (is_applied_early() && is_first_pass_) {
+        live_.give(Kind::kGradients, whole);
+        return;
+      }
       hand_over(group, whole);
+      live_.give(Kind::kGradients, is_applied_early() ? 4 * group.numel : 0);
     } else if (!is_last_pass_) {
       if (is_first_pass_ && reduce_bytes_ != param_bytes_) {
         live_.take(Kind::kGradients, reduce_bytes_ * group.numel);
@@ -359,8 +364,14 @@ class StepWalk {
         live_.take(Kind::kGradients, shard_bytes_ * group.sharded_numel);
         reducing_ = input;
       }
+      if (is_applied_early()) {
+        reducing_ = input + (is_sharded() ? shard_bytes_ * group.sharded_numel : 0);
+      }
     }
   }
+
+  // The optimizer applies and drops gradients as they are handed over.
+  bool is_applied_early() const { return spec_.early_step_in_backward && is_last_pass_; }
 
   // The buffer that a reduce-scatter reads is freed when the next one begins.
   void release_reduction() {

@@ -28,9 +28,10 @@ struct TrainingSpec {
       0;  // blocks keep 1 / this of what they gathered until backward; 0: nothing
   bool cpu_offload = false;  // training.enable_cpu_offload
 
-  std::string optimizer = "AdamW";     // optimizer.name
-  std::string float8_recipe = "none";  // float8.recipe_name
-  bool float8_all_gather = false;      // float8.enable_fsdp_float8_all_gather
+  std::string optimizer = "AdamW";      // optimizer.name
+  bool early_step_in_backward = false;  // the same key of section optimizer
+  std::string float8_recipe = "none";   // float8.recipe_name
+  bool float8_all_gather = false;       // float8.enable_fsdp_float8_all_gather
   Recompute recompute = Recompute::kNone;
   int64_t recompute_every_nth = 1;  // blocks n, 2n, ... counted from 1
 

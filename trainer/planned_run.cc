@@ -59,6 +59,7 @@ plan::TrainingSpec training_spec(const TrainConfig& config, const RankPlan& rank
   spec.reduce_bytes = element_bytes(config.training.mixed_precision_reduce);
   spec.cpu_offload = config.training.enable_cpu_offload;
   spec.optimizer = config.optimizer.name;
+  spec.early_step_in_backward = config.optimizer.early_step_in_backward;
   spec.float8_recipe = config.float8.recipe_name;
   spec.float8_all_gather = config.float8.enable_fsdp_float8_all_gather;
   describe_resharding(config, spec);

@@ -38,9 +38,13 @@ void run_step(const TrainConfig& config, const RankPlan& ranks, nn::Transformer&
     const at::Tensor tokens =
         at::randint(config.model.vocab_size,
                     {config.training.local_batch_size, config.training.seq_len}, at::kLong);
-    model.loss_sum(tokens, tokens, 0.01).backward();
+    const at::Tensor loss = model.loss_sum(tokens, tokens, 0.01);
+    if (i + 1 == ranks.accumulation_steps) {
+      optimizer.begin_last_backward(1e-4);
+    }
+    loss.backward();
   }
-  fsdp::total_grad_norm(parameters, mesh);
+  fsdp::total_grad_norm(parameters, mesh, 2.0, optimizer.applied_gradient_norms());
   optimizer.step(1e-4, 1.0);
   optimizer.zero_grad();
 }
@@ -111,6 +115,20 @@ TEST(LiveMemory, WideVocabulary) {
 TEST(LiveMemory, NormedHeads) {
   expect_planned("qwen3", read(std::string(kSmall) + ", architecture: qwen3",
                                {"training.seq_len=256", "training.local_batch_size=4"}));
+}
+
+TEST(LiveMemory, StepInBackward) {
+  const std::vector<std::string> early = {"optimizer.early_step_in_backward=true",
+                                          "training.max_norm=0", "training.seq_len=32",
+                                          "training.local_batch_size=1"};
+  const auto with = [&](std::vector<std::string> overrides) {
+    overrides.insert(overrides.end(), early.begin(), early.end());
+    return read(kSmall, overrides);
+  };
+  expect_planned("early", with({}));
+  expect_planned("early, fp32", with({"training.mixed_precision_param=float32"}));
+  expect_planned("early, 4 passes", with({"training.global_batch_size=4"}));
+  expect_planned("early, 2 ranks", with({}), 2);
 }
 
 TEST(LiveMemory, AccumulatedPasses) {
