@@ -12,6 +12,7 @@ import sys
 
 ALLOWED = {
     "vectorize": {"vectorize"},
+    "memory": {"memory"},
     "cuda": {"cuda"},
     "nn": {"nn", "vectorize", "cuda"},
     "comm": {"comm"},

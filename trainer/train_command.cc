@@ -3,8 +3,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <c10/core/CPUAllocator.h>
 #include <malloc.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -20,6 +22,7 @@
 #include <utility>
 
 #include "checkpoint/durable_file.h"
+#include "memory/tensor_arena.h"
 #include "trainer/config_check.h"
 #include "trainer/config_reader.h"
 #include "trainer/device.h"
@@ -53,13 +56,21 @@ int64_t share_of_processors(int local_size) {
   return launched && sched_setaffinity(0, sizeof all, &all) == 0 ? share : CPU_COUNT(&allowed);
 }
 
-// Keeps freed memory in the process. A step frees and takes the same large tensors again; glibc
-// would return them to the kernel each time, and each return costs page faults.
+// Keeps freed memory in the process: a step frees and takes the same sizes again, and what glibc
+// returned to the kernel would cost page faults each time. Large tensors come from an arena with
+// as many addresses as the machine has memory, unless NARROWGAUGE_NO_TENSOR_ARENA is set (a memory
+// checker then sees every tensor). It is never deleted: tensors live until the process ends.
 void keep_freed_memory() {
   constexpr int kMegabytes = 1 << 20;
   mallopt(M_MMAP_THRESHOLD, 1024 * kMegabytes);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TOP_PAD, 64 * kMegabytes);
+  if (std::getenv("NARROWGAUGE_NO_TENSOR_ARENA") != nullptr) {
+    return;
+  }
+  const auto memory_bytes =
+      static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  c10::SetCPUAllocator(new memory::TensorArena(memory_bytes, *c10::GetDefaultCPUAllocator()));
 }
 
 std::string counted(int64_t number, const char* noun) {
