@@ -10,12 +10,9 @@
 namespace narrowgauge::plan {
 namespace {
 
-// A process that has loaded libtorch, opened its data and built an empty model, and what its heap
-// keeps of freed blocks (trainer/train_command.cc keeps it from returning them): fitted on
-// tests/plan/peak_resident_test.py.
-constexpr double kProcessBytes = 195e6;
-constexpr double kKeptFreeShare = 0.25;
-constexpr double kKeptFreeBytes = 55e6;
+// A process that has loaded libtorch, opened its data and built an empty model, and what lies free
+// between its tensors (memory/tensor_arena.h): fitted on tests/plan/peak_resident_test.py.
+constexpr double kProcessBytes = 165e6;
 constexpr double kContextBytes = 1.5e9;
 constexpr double kFragments = 0.02;
 
@@ -418,8 +415,7 @@ MemoryPlan plan_memory(const TrainingSpec& spec, const Hardware& hardware) {
                              .walk();
   MemoryPlan plan = {live.peak(), live.peak_moment(), {}};
   if (hardware.is_cpu()) {
-    plan.peak.of_kind[static_cast<size_t>(Kind::kProcess)] =
-        kProcessBytes + std::min(kKeptFreeShare * live.peak().total(), kKeptFreeBytes);
+    plan.peak.of_kind[static_cast<size_t>(Kind::kProcess)] = kProcessBytes;
   }
   const BlockActivations all = block_activations(spec);
   for (int64_t i = 0; i < spec.model.num_layers; ++i) {
