@@ -102,7 +102,7 @@ std::vector<WordCount> count_words(std::span<const std::string_view> documents,
   std::mutex mutex;
   std::exception_ptr failure;
 
-  // The calling thread is worker 0, so that it alone reports.
+  // The calling thread is worker 0, so that it alone reports; it may find all chunks taken.
   const auto work = [&](size_t worker) {
     try {
       RegexScratch scratch;
@@ -130,6 +130,7 @@ std::vector<WordCount> count_words(std::span<const std::string_view> documents,
   if (failure) {
     std::rethrow_exception(failure);
   }
+  progress(1.0);
   for (size_t worker = 1; worker < num_workers; ++worker) {
     tables[worker].for_each(
         [&](const WordCount& entry) { tables[0].add(entry.word, entry.count); });

@@ -238,7 +238,8 @@ void recompute_norm(RMSNorm& norm, Layer& consumer) {
 void recompute_between_products(TransformerBlock& block) {
   recompute_norm(*block.input_layernorm, *block.self_attn->qkv_proj);
   recompute_norm(*block.post_attention_layernorm, *block.mlp->gate_up_proj);
-  recompute_output(*block.mlp->act_fn, swiglu, *block.mlp->down_proj);
+  recompute_output(
+      *block.mlp->act_fn, [](const at::Tensor& x) { return swiglu(x); }, *block.mlp->down_proj);
 }
 
 }  // namespace

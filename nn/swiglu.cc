@@ -10,6 +10,7 @@
 #include "nn/kernel_dispatch.h"
 #include "nn/kernels/swiglu.h"
 #include "nn/kernels/swiglu_cuda.h"
+#include "nn/known_amax.h"
 
 namespace narrowgauge::nn {
 namespace {
@@ -17,8 +18,23 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
+// Undefined unless wanted.
+at::Tensor empty_amax(const at::Tensor& like, bool wanted) {
+  return wanted ? at::empty({}, like.options().dtype(at::kFloat)) : at::Tensor();
+}
+
+float* pointer_or_null(const at::Tensor& amax) {
+  return amax.defined() ? amax.mutable_data_ptr<float>() : nullptr;
+}
+
+void publish(const at::Tensor& x, const at::Tensor& amax) {
+  if (amax.defined()) {
+    set_known_amax(x, amax);
+  }
+}
+
 struct SwiGLU : torch::autograd::Function<SwiGLU> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& input) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, bool with_amax) {
     const at::Tensor gate_up = input.contiguous();
     const int64_t ffn = gate_up.size(-1) / 2;
     auto sizes = gate_up.sizes().vec();
@@ -29,8 +45,10 @@ struct SwiGLU : torch::autograd::Function<SwiGLU> {
       const int64_t rows = out.numel() / ffn;
       if (out.is_cuda()) {
         const cuda::LaunchScope scope(out);
+        const at::Tensor amax = empty_amax(out, with_amax);
         kernels::swiglu(const_pointer<T>(gate_up), mutable_pointer<T>(out), rows, ffn,
-                        scope.stream());
+                        pointer_or_null(amax), scope.stream());
+        publish(out, amax);
         return;
       }
       at::parallel_for(0, rows, grain_rows(2 * ffn), [&](int64_t begin, int64_t end) {
@@ -39,6 +57,7 @@ struct SwiGLU : torch::autograd::Function<SwiGLU> {
       });
     });
     context->save_for_backward({gate_up});
+    context->saved_data["with_amax"] = with_amax;
     return out;
   }
 
@@ -54,8 +73,11 @@ struct SwiGLU : torch::autograd::Function<SwiGLU> {
       const int64_t rows = grad_out.numel() / ffn;
       if (grad.is_cuda()) {
         const cuda::LaunchScope scope(grad);
+        const at::Tensor amax = empty_amax(grad, context->saved_data["with_amax"].toBool());
         kernels::swiglu_backward(const_pointer<T>(grad_out), const_pointer<T>(gate_up),
-                                 mutable_pointer<T>(grad), rows, ffn, scope.stream());
+                                 mutable_pointer<T>(grad), rows, ffn, pointer_or_null(amax),
+                                 scope.stream());
+        publish(grad, amax);
         return;
       }
       at::parallel_for(0, rows, grain_rows(2 * ffn), [&](int64_t begin, int64_t end) {
@@ -64,7 +86,7 @@ struct SwiGLU : torch::autograd::Function<SwiGLU> {
                                  mutable_pointer<T>(grad) + 2 * begin * ffn, end - begin, ffn);
       });
     });
-    return {grad};
+    return {grad, at::Tensor()};
   }
 };
 
@@ -76,10 +98,10 @@ at::Tensor swiglu_reference(const at::Tensor& gate_up) {
   return at::silu(halves[0]).mul(halves[1]).to(gate_up.scalar_type());
 }
 
-at::Tensor swiglu(const at::Tensor& gate_up) {
+at::Tensor swiglu(const at::Tensor& gate_up, bool with_amax) {
   TORCH_CHECK(gate_up.dim() >= 1 && gate_up.size(-1) > 0 && gate_up.size(-1) % 2 == 0,
               "expected [..., 2 * ffn] with ffn > 0, got ", gate_up.sizes());
-  return has_kernel(gate_up) ? SwiGLU::apply(gate_up) : swiglu_reference(gate_up);
+  return has_kernel(gate_up) ? SwiGLU::apply(gate_up, with_amax) : swiglu_reference(gate_up);
 }
 
 }  // namespace narrowgauge::nn

@@ -32,6 +32,12 @@ std::set<ActivityType> activities(c10::Device device) {
                          : std::set<ActivityType>{ActivityType::CPU, ActivityType::CUDA};
 }
 
+void wait_for(c10::Device device) {
+  if (!device.is_cpu()) {
+    c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+  }
+}
+
 std::string describe(const KinetoEvent& operation) {
   std::string text = operation.name();
   if (operation.hasShapes()) {
@@ -111,6 +117,7 @@ void StepProfiler::before_step(int64_t step) {
     phase_ = Phase::kWarmUp;
   }
   if (phase_ == Phase::kWarmUp && to_come < config_.profiler_active) {
+    wait_for(device_);  // else what is left of the step before counts as this one's
     torch::autograd::profiler::enableProfiler(profiler_config(), activities(device_));
     phase_ = Phase::kActive;
   }
@@ -124,9 +131,7 @@ void StepProfiler::after_step(int64_t step) {
 }
 
 void StepProfiler::write(int64_t step) {
-  if (!device_.is_cpu()) {
-    c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
-  }
+  wait_for(device_);
   const auto result = torch::autograd::profiler::disableProfiler();
   const std::filesystem::path folder = folder_ / ("iteration_" + std::to_string(step));
   const std::string rank = "rank" + std::to_string(rank_);

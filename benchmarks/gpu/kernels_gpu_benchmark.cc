@@ -66,9 +66,13 @@ void benchmark_swiglu(const Benchmark& b, int64_t rows, int64_t ffn) {
   const auto elements = static_cast<double>(rows * ffn);
   const at::Tensor gate_up = Benchmark::random({rows, 2 * ffn}, at::kBFloat16).requires_grad_();
   const at::Tensor grad = Benchmark::random({rows, ffn}, at::kBFloat16);
-  b.run(named("swiglu", rows, ffn), 6 * elements, [&] { nn::swiglu(gate_up); });
-  b.run(named("swiglu backward", rows, ffn), 10 * elements,
-        backward_of(nn::swiglu(gate_up), grad, {gate_up}));
+  for (const bool with_amax : {false, true}) {
+    const std::string suffix = with_amax ? " with amax" : "";
+    b.run(named("swiglu", rows, ffn) + suffix, 6 * elements,
+          [&] { nn::swiglu(gate_up, with_amax); });
+    b.run(named("swiglu backward", rows, ffn) + suffix, 10 * elements,
+          backward_of(nn::swiglu(gate_up, with_amax), grad, {gate_up}));
+  }
 }
 
 void benchmark_cross_entropy(const Benchmark& b, int64_t rows, int64_t vocab) {

@@ -1,9 +1,9 @@
 #include <algorithm>
 
 #include "cuda/launch.cuh"
+#include "cuda/magnitude.cuh"
 #include "cuda/vector.cuh"
 #include "float8/kernels/cast_cuda.h"
-#include "float8/kernels/magnitude.cuh"
 
 // Bytes an element of bf16: 2.
 
@@ -14,6 +14,8 @@ using cuda::ceil_div;
 using cuda::kLanes;
 using cuda::kWarpSize;
 using cuda::load;
+using cuda::magnitude_bits;
+using cuda::raise;
 
 constexpr int kThreads = 256;
 constexpr int kInFlight = 8;       // loads of a thread before it looks at the first

@@ -1,10 +1,10 @@
 #include <algorithm>
 
 #include "cuda/launch.cuh"
+#include "cuda/magnitude.cuh"
 #include "cuda/vector.cuh"
 #include "float8/kernels/cast_cuda.h"
 #include "float8/kernels/convert.cuh"
-#include "float8/kernels/magnitude.cuh"
 #include "float8/kernels/tile.cuh"
 
 // Bytes an element of bf16: 3 with one output, 4 with both. A block takes a tile of 128 x 128
@@ -15,6 +15,8 @@ namespace narrowgauge::float8::kernels {
 namespace {
 
 using cuda::ceil_div;
+using cuda::magnitude_bits;
+using cuda::raise;
 
 // The elements of a thread in one row, as they lie in memory.
 template <typename T>

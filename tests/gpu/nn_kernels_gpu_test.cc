@@ -3,6 +3,7 @@
 // rows, rows that are not a multiple of 16 bytes.
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
@@ -14,7 +15,11 @@
 #include <limits>
 #include <tuple>
 
+#include "cuda/launch_scope.h"
 #include "nn/cross_entropy.h"
+#include "nn/kernel_dispatch.h"
+#include "nn/kernels/swiglu_cuda.h"
+#include "nn/known_amax.h"
 #include "nn/rms_norm.h"
 #include "nn/rotary_embedding.h"
 #include "nn/swiglu.h"
@@ -179,6 +184,46 @@ TEST(SwigluOnGpu, ExtremesHaveTheLimitsOfTheFormula) {
     EXPECT_TRUE(x.gpu.grad()[0].narrow(0, 0, 5).isfinite().all().item<bool>());
     EXPECT_TRUE(x.gpu.grad()[0][7].isnan().item<bool>());
   }
+}
+
+// What a cast would find in memory, to the bit.
+TEST_P(SwigluOnGpu, AmaxIsThatOfWhatIsStored) {
+  const auto [dtype, rows, ffn] = GetParam();
+  const at::Tensor gate_up = at::randn({rows, 2 * ffn}).mul(3).to(dtype).cuda();
+  const at::Tensor grad_out = at::randn({rows, ffn}).to(dtype).cuda();
+  for (const bool with_nan : {false, true}) {
+    if (with_nan) {
+      gate_up[rows - 1][ffn - 1] = kNan;
+    }
+    const at::Tensor out = at::empty({rows, ffn}, gate_up.options());
+    const at::Tensor grad = at::empty_like(gate_up);
+    const at::Tensor amax = at::full({2}, 7e30F, gate_up.options().dtype(at::kFloat));
+    auto* of = amax.mutable_data_ptr<float>();
+    const cuda::LaunchScope scope(out);
+    with_element_type(gate_up, [&, rows = rows, ffn = ffn](auto element) {
+      using T = decltype(element);
+      kernels::swiglu(const_pointer<T>(gate_up), mutable_pointer<T>(out), rows, ffn, of,
+                      scope.stream());
+      kernels::swiglu_backward(const_pointer<T>(grad_out), const_pointer<T>(gate_up),
+                               mutable_pointer<T>(grad), rows, ffn, of + 1, scope.stream());
+    });
+    EXPECT_EQ(amax.isnan().all().item<bool>(), with_nan);
+    if (!with_nan) {
+      expect_bitwise_equal(amax[0], out.to(at::kFloat).abs().amax());
+      expect_bitwise_equal(amax[1], grad.to(at::kFloat).abs().amax());
+      expect_bitwise_equal(out, swiglu(gate_up));
+    }
+  }
+}
+
+TEST(SwigluOnGpu, HandsItsAmaxOn) {
+  const at::Tensor gate_up = at::randn({64, 256}).to(at::kBFloat16).cuda();
+  const at::Tensor out = swiglu(gate_up, /*with_amax=*/true);
+  const at::Tensor amax = take_known_amax(out.view({32, 256}));
+  ASSERT_TRUE(amax.defined());
+  expect_bitwise_equal(amax, out.to(at::kFloat).abs().amax());
+  const at::Tensor plain = swiglu(gate_up);
+  EXPECT_FALSE(take_known_amax(plain).defined());
 }
 
 class CrossEntropyOnGpu : public ::testing::TestWithParam<Shape> {};
