@@ -93,6 +93,21 @@ std::vector<std::string> add_adapters(nn::Layer& root, const LoRASpec& spec,
   return names;
 }
 
+std::shared_ptr<BatchPosition> set_dropout(nn::Layer& root, uint64_t seed) {
+  const auto position = std::make_shared<BatchPosition>();
+  const auto set = [&](const std::string& fqn, auto& adapted) {
+    adapted.dropout = AdapterDropout(adapted.lora_spec.dropout, seed, fqn, position);
+  };
+  for (const auto& item : root.named_modules("", /*include_self=*/false)) {
+    if (auto* linear = dynamic_cast<LoRALinear*>(item.value().get())) {
+      set(item.key(), *linear);
+    } else if (auto* fake = dynamic_cast<LoRAFakeQuantizedLinear*>(item.value().get())) {
+      set(item.key(), *fake);
+    }
+  }
+  return position;
+}
+
 bool is_adapter(const std::string& parameter) {
   return std::string_view(parameter).ends_with(kA) || std::string_view(parameter).ends_with(kB);
 }
@@ -153,7 +168,7 @@ void write_peft_adapter(const std::filesystem::path& directory, const nn::Transf
                                               {"base_model_name_or_path", base_model},
                                               {"r", spec.rank},
                                               {"lora_alpha", spec.alpha},
-                                              {"lora_dropout", 0.0},
+                                              {"lora_dropout", spec.dropout},
                                               {"target_modules", targets},
                                               {"bias", "none"},
                                               {"fan_in_fan_out", false},

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,10 @@ namespace narrowgauge::lora {
 // names of those that have adapters. Throws c10::Error for a target that matches no Linear.
 std::vector<std::string> add_adapters(nn::Layer& root, const LoRASpec& spec,
                                       const std::vector<std::string>& targets);
+
+// Lets the adapters below `root` drop what their spec says, where the position that it returns is
+// one of training; before that they drop nothing.
+std::shared_ptr<BatchPosition> set_dropout(nn::Layer& root, uint64_t seed);
 
 // Whether a parameter belongs to an adapter, by its name.
 bool is_adapter(const std::string& parameter);

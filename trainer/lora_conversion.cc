@@ -7,9 +7,33 @@
 #include "lora/adapters.h"
 
 namespace narrowgauge::trainer {
+namespace {
+
+class DropoutAction final : public StepAction {
+ public:
+  DropoutAction(const TrainConfig& config, nn::Transformer& model)
+      : seq_len_(config.training.seq_len),
+        position_(lora::set_dropout(model, static_cast<uint64_t>(config.training.seed))) {}
+
+  void before_step(int64_t step) override { position_->step = step; }
+
+  void before_forward(int64_t first_sample) override {
+    position_->is_training = true;
+    position_->first_row = first_sample * seq_len_;
+  }
+
+  // Validation and samples may follow.
+  void after_backward() override { position_->is_training = false; }
+
+ private:
+  const int64_t seq_len_;
+  const std::shared_ptr<lora::BatchPosition> position_;
+};
+
+}  // namespace
 
 lora::LoRASpec lora_spec(const TrainConfig& config) {
-  return {config.lora.rank, config.lora.alpha};
+  return {config.lora.rank, config.lora.alpha, config.lora.dropout};
 }
 
 std::vector<std::string> add_adapters(const TrainConfig& config, nn::Transformer& model) {
@@ -21,6 +45,10 @@ std::vector<std::string> add_adapters(const TrainConfig& config, nn::Transformer
   } catch (const c10::Error& error) {
     throw ConfigError("lora.targets: " + std::string(error.what_without_backtrace()));
   }
+}
+
+std::unique_ptr<StepAction> make_dropout_action(const TrainConfig& config, nn::Transformer& model) {
+  return std::make_unique<DropoutAction>(config, model);
 }
 
 void describe_adapters(const TrainConfig& config, const std::vector<std::string>& adapted,

@@ -109,6 +109,7 @@ distillation.weight
 distillation.temperature
 lora.rank
 lora.alpha
+lora.dropout
 lora.targets
 parallelism.data_parallel_replicate_degree
 parallelism.data_parallel_shard_degree

@@ -171,6 +171,39 @@ lora:         {{rank: 4, alpha: 8}}
                         self.assertTrue(torch.equal(after[name], weight), name)
                 self.assertEqual((tuned / "quantized/quantized.safetensors").exists(), scheme != "none")
 
+    def test_adapter_dropout_resumes_recomputes_and_is_of_training_alone(self):
+        adapters = ["lora.rank=4", "optimizer.lr=1e-2", "training.max_norm=0"]
+        for scheme in ("none", "8da4w"):
+            with self.subTest(scheme):
+                plain = self.losses(f"{scheme}-plain", scheme, *adapters)
+                overrides = [*adapters, "lora.dropout=0.5"]
+                straight = self.losses(f"{scheme}-dropout", scheme, *overrides)
+                self.assertEqual(straight[0][1], plain[0][1])  # B is zero
+                self.assertNotEqual(straight[0][2], plain[0][2])
+                self.losses(f"{scheme}-again", scheme, *overrides)
+                self.assertEqual(self.losses(f"{scheme}-again", scheme, *overrides, "checkpoint.load_step=6"), straight)
+                for mode in ("full", "selective"):
+                    self.assertEqual(self.losses(f"{scheme}-{mode}", scheme, *overrides, f"activation_checkpoint.mode={mode}"), straight)
+                # A step that applies nothing: forward in training drops, in validation it does not.
+                still = ["checkpoint.load_step=6", "training.steps=7", "optimizer.lr=1e-30"]
+                self.losses(f"{scheme}-dropout", scheme, *overrides, *still)
+                self.losses(f"{scheme}-again", scheme, *overrides, *still, "lora.dropout=0.0")
+                last = [self.runs.lines(f"{scheme}-{name}")[-2:] for name in ("dropout", "again")]
+                self.assertNotEqual(last[0][0]["loss"], last[1][0]["loss"])
+                self.assertEqual(last[0][1]["step"], 7)
+                self.assertEqual(last[0][1]["validation_loss"], last[1][1]["validation_loss"])
+
+    def test_adapter_dropout_does_not_depend_on_how_a_batch_is_shared(self):
+        # Other ranks and micro-batches sum in another order, which is all that may differ.
+        overrides = ["lora.rank=4", "lora.dropout=0.5", "optimizer.lr=1e-2", "training.max_norm=0",
+                     "training.mixed_precision_param=float32"]
+        whole = self.losses("whole", "none", *overrides)
+        for name, split in (("ranks", self.losses("ranks", "none", *overrides, ranks=2)),
+                            ("micro-batches", self.losses("micro-batches", "none", *overrides, "training.local_batch_size=4"))):
+            for (step, loss, norm), (_, other, other_norm) in zip(whole, split, strict=True):
+                self.assertAlmostEqual(other / loss, 1, delta=1e-5, msg=f"{name}, step {step}")
+                self.assertAlmostEqual(other_norm / norm, 1, delta=1e-4, msg=f"{name}, step {step}")
+
     def test_mistakes_are_told(self):
         for overrides, expected in [
                 (["qat.scheme=int5"], "one of none, 8da4w"),
@@ -181,6 +214,8 @@ lora:         {{rank: 4, alpha: 8}}
                 (["lora.rank=4", "lora.targets=[no_proj]"], "expected a linear whose name ends with no_proj"),
                 (["qat.scheme=mxfp4", "qat.learned_ranges=true"], "its scales are the format's own"),
                 (["qat.scheme=none", "qat.learned_ranges=true"], "expected false without qat.scheme"),
+                (["lora.rank=4", "lora.dropout=1.0"], "lora.dropout: expected a number in [0.0, 1.0)"),
+                (["lora.dropout=0.1"], "lora.dropout: expected 0.0 without lora.rank"),
                 (["qat.learned_ranges=true", "lora.rank=4"], "expected false with lora.rank > 0"),
                 (["parallelism.fsdp_reshard_after_forward=2"], "default, always or never with qat")]:
             with self.subTest(overrides):
