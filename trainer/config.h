@@ -150,6 +150,7 @@ struct LoRAConfig {
   double alpha = 16.0;
   double dropout = 0.0;
   std::vector<std::string> targets = {"*_proj"};
+  std::vector<std::string> modules_to_save;
 };
 
 struct CommConfig {

@@ -425,6 +425,10 @@ std::vector<ConfigKey> qat_keys() {
       {"lora", "targets", ListKey{field<&C::lora, &R::targets>}, "",
        "names or globs of the linears that get adapters, from the end of the name",
        "target_modules"},
+      {"lora", "modules_to_save", ListKey{field<&C::lora, &R::modules_to_save>}, "",
+       "names or globs of layers that train in full beside the adapters and are saved with them: "
+       "linears, norms, embed_tokens, lm_head",
+       "trainable_modules"},
   };
 }
 

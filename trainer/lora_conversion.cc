@@ -3,8 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <cstdio>
-
-#include "lora/adapters.h"
+#include <string>
 
 namespace narrowgauge::trainer {
 namespace {
@@ -36,14 +35,15 @@ lora::LoRASpec lora_spec(const TrainConfig& config) {
   return {config.lora.rank, config.lora.alpha, config.lora.dropout};
 }
 
-std::vector<std::string> add_adapters(const TrainConfig& config, nn::Transformer& model) {
+lora::Adapted add_adapters(const TrainConfig& config, nn::Transformer& model) {
   if (config.lora.rank == 0) {
     return {};
   }
   try {
-    return lora::add_adapters(model, lora_spec(config), config.lora.targets);
+    return lora::add_adapters(model, lora_spec(config),
+                              {config.lora.targets, config.lora.modules_to_save});
   } catch (const c10::Error& error) {
-    throw ConfigError("lora.targets: " + std::string(error.what_without_backtrace()));
+    throw ConfigError("lora: " + std::string(error.what_without_backtrace()));
   }
 }
 
@@ -51,9 +51,9 @@ std::unique_ptr<StepAction> make_dropout_action(const TrainConfig& config, nn::T
   return std::make_unique<DropoutAction>(config, model);
 }
 
-void describe_adapters(const TrainConfig& config, const std::vector<std::string>& adapted,
+void describe_adapters(const TrainConfig& config, const lora::Adapted& adapted,
                        const nn::Transformer& model) {
-  if (adapted.empty()) {
+  if (adapted.linears.empty()) {
     return;
   }
   int64_t trained = 0;
@@ -62,9 +62,13 @@ void describe_adapters(const TrainConfig& config, const std::vector<std::string>
     all += parameter.numel();
     trained += parameter.requires_grad() ? parameter.numel() : 0;
   }
+  const std::string saved =
+      adapted.modules_to_save.empty()
+          ? ""
+          : std::to_string(adapted.modules_to_save.size()) + " other layers train in full, ";
   std::fprintf(stderr,
-               "lora rank %ld: %zu linears have adapters, %ld of %ld parameters are trained\n",
-               config.lora.rank, adapted.size(), trained, all);
+               "lora rank %ld: %zu linears have adapters, %s%ld of %ld parameters are trained\n",
+               config.lora.rank, adapted.linears.size(), saved.c_str(), trained, all);
 }
 
 }  // namespace narrowgauge::trainer

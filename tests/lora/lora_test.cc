@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <vector>
 
 #include "checkpoint/durable_file.h"
@@ -203,15 +204,54 @@ nn::TransformerConfig tiny() {
 TEST(Adapters, AreAddedWhereTargetsSayAndAllElseIsFrozen) {
   nn::Transformer model(tiny(), at::TensorOptions());
   qat::prepare(model, {.scheme = quantization::scheme_by_name("8da4w"), .rules = {}});
-  const auto names = add_adapters(model, kSpec, {"self_attn.*", "down_proj"});
-  EXPECT_EQ(names.size(), 6U);
+  const Adapted adapted = add_adapters(model, kSpec, {{"self_attn.*", "down_proj"}});
+  EXPECT_EQ(adapted.linears.size(), 6U);
+  EXPECT_TRUE(adapted.modules_to_save.empty());
   EXPECT_EQ(qat::prepared_layers(model).size(), 8U);
   for (const auto& parameter : model.named_parameters()) {
     EXPECT_EQ(parameter.value().requires_grad(), is_adapter(parameter.key())) << parameter.key();
   }
   EXPECT_THROW(qat::convert_to_plain(model), c10::Error);
   nn::Transformer other(tiny(), at::TensorOptions());
-  EXPECT_THROW(add_adapters(other, kSpec, {"q_proj_of_nobody"}), c10::Error);
+  EXPECT_THROW(add_adapters(other, kSpec, {{"q_proj_of_nobody"}}), c10::Error);
+}
+
+TEST(Adapters, ModulesToSaveTrainInFullAndHaveNoAdapter) {
+  nn::Transformer model(tiny(), at::TensorOptions());
+  qat::prepare(model, {.scheme = quantization::scheme_by_name("8da4w"), .rules = {}});
+  const AdaptedNames names{{"*_proj"}, {"lm_head", "embed_tokens", "*norm", "layers.0.*.o_proj"}};
+  const Adapted adapted = add_adapters(model, kSpec, names);
+  EXPECT_EQ(adapted.linears.size(), 7U);
+  const std::set<std::string> saved(adapted.modules_to_save.begin(), adapted.modules_to_save.end());
+  const std::set<std::string> expected = {"embed_tokens",
+                                          "lm_head",
+                                          "norm",
+                                          "layers.0.self_attn.o_proj",
+                                          "layers.0.input_layernorm",
+                                          "layers.0.post_attention_layernorm",
+                                          "layers.1.input_layernorm",
+                                          "layers.1.post_attention_layernorm"};
+  EXPECT_EQ(saved, expected);
+  for (const auto& parameter : model.named_parameters()) {
+    const std::string owner = parameter.key().substr(0, parameter.key().rfind('.'));
+    EXPECT_EQ(parameter.value().requires_grad(),
+              is_adapter(parameter.key()) || expected.contains(owner))
+        << parameter.key();
+  }
+  EXPECT_EQ(trained_parameters(tiny(), adapted).size(), 2 * 7 + expected.size());
+}
+
+TEST(Adapters, ModulesToSaveThatAreNotThereAreRefused) {
+  const auto add = [](bool tied, const AdaptedNames& names) {
+    nn::TransformerConfig config = tiny();
+    config.tie_word_embeddings = tied;
+    nn::Transformer model(config, at::TensorOptions());
+    add_adapters(model, kSpec, names);
+  };
+  EXPECT_NO_THROW(add(false, {{"*_proj"}, {"lm_head"}}));
+  EXPECT_THROW(add(true, {{"*_proj"}, {"lm_head"}}), c10::Error);  // a tied one is no layer
+  EXPECT_THROW(add(false, {{"*_proj"}, {"self_attn"}}), c10::Error);
+  EXPECT_THROW(add(false, {{"down_proj"}, {"down_proj"}}), c10::Error);
 }
 
 // A recomputed block draws its masks again, from the step and rows that its forward had.
@@ -220,7 +260,7 @@ TEST(Adapters, DropoutIsTheSameWhereForwardIsRecomputed) {
   const at::Tensor targets = at::randint(0, 12, {2, 6}, at::kLong);
   const auto gradients = [&](nn::CheckpointMode mode, double dropout) {
     nn::Transformer model(tiny(), at::TensorOptions());
-    add_adapters(model, {.rank = 4, .alpha = 8.0, .dropout = dropout}, {"*_proj"});
+    add_adapters(model, {.rank = 4, .alpha = 8.0, .dropout = dropout}, {{"*_proj"}});
     {
       const at::NoGradGuard no_grad;
       for (const auto& parameter : model.named_parameters()) {
@@ -286,8 +326,8 @@ TEST(Adapters, ThePeftFileHoldsWhatMergingAdds) {
   const FullParameter full = [&](const std::string& name) { return parameters.at(name); };
   const auto directory = std::filesystem::path(::testing::TempDir()) / "peft";
   std::filesystem::remove_all(directory);
-  write_peft_adapter(directory, config, {.rank = 4, .alpha = 8.0, .dropout = 0.1}, "base", {linear},
-                     full);
+  write_peft_adapter(directory, config, {.rank = 4, .alpha = 8.0, .dropout = 0.1}, "base",
+                     {{linear}, {}}, full);
   const auto file = checkpoint::SafetensorsFile::open(directory / "adapter_model.safetensors");
   EXPECT_EQ(file.names().size(), 6U);
   at::Tensor rebuilt = weight.clone();
@@ -305,6 +345,56 @@ TEST(Adapters, ThePeftFileHoldsWhatMergingAdds) {
   EXPECT_EQ(json.at("lora_alpha"), 8.0);
   EXPECT_EQ(json.at("lora_dropout"), 0.1);
   EXPECT_EQ(json.at("target_modules").size(), 3U);
+  EXPECT_TRUE(json.at("modules_to_save").is_null());
+}
+
+// peft saves a module that trains in full under the name that it has in the model.
+TEST(Adapters, ThePeftFileHoldsModulesToSave) {
+  for (const bool tied : {false, true}) {
+    nn::TransformerConfig config = tiny();
+    config.tie_word_embeddings = tied;
+    config.attention_bias = true;
+    std::map<std::string, at::Tensor> parameters = {
+        {"layers.1.mlp.down_proj.lora_A", at::randn({4, 96})},
+        {"layers.1.mlp.down_proj.lora_B", at::randn({64, 4})}};
+    for (const checkpoint::ParameterSpec& parameter : checkpoint::parameter_specs(config)) {
+      parameters[parameter.name] = at::randn(parameter.sizes);
+    }
+    const std::string attention = "layers.0.self_attn.";
+    const Adapted adapted{{"layers.1.mlp.down_proj"},
+                          {"embed_tokens", "norm", attention + "qkv_proj"}};
+    std::vector<std::string> asked;
+    const FullParameter full = [&](const std::string& name) {
+      asked.push_back(name);
+      return parameters.at(name);
+    };
+    const auto directory = std::filesystem::path(::testing::TempDir()) / "peft_saved";
+    std::filesystem::remove_all(directory);
+    write_peft_adapter(directory, config, kSpec, "base", adapted, full);
+    EXPECT_EQ(asked, trained_parameters(config, adapted));
+    const auto file = checkpoint::SafetensorsFile::open(directory / "adapter_model.safetensors");
+    EXPECT_EQ(file.names().size(), 2U + 2U + 6U + (tied ? 1U : 0U));
+    const auto expect_saved = [&](const std::string& name, const at::Tensor& value) {
+      expect_bitwise_equal(file.tensor("base_model.model." + name), value.contiguous());
+    };
+    expect_saved("model.embed_tokens.weight", parameters.at("embed_tokens.weight"));
+    expect_saved("model.norm.weight", parameters.at("norm.weight"));
+    expect_saved("model." + attention + "q_proj.weight",
+                 parameters.at(attention + "qkv_proj.weight").slice(0, 0, 64));
+    expect_saved("model." + attention + "v_proj.bias",
+                 parameters.at(attention + "qkv_proj.bias").slice(0, 96, 128));
+    const auto json =
+        nlohmann::json::parse(checkpoint::read_file(directory / "adapter_config.json"));
+    std::set<std::string> modules = {"model.embed_tokens", "model.norm"};
+    for (const char* part : {"q_proj", "k_proj", "v_proj"}) {
+      modules.insert("model." + attention + part);
+    }
+    if (tied) {
+      expect_saved("lm_head.weight", parameters.at("embed_tokens.weight"));
+      modules.insert("lm_head");
+    }
+    EXPECT_EQ(json.at("modules_to_save").get<std::set<std::string>>(), modules);
+  }
 }
 
 }  // namespace

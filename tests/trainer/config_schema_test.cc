@@ -111,6 +111,7 @@ lora.rank
 lora.alpha
 lora.dropout
 lora.targets
+lora.modules_to_save
 parallelism.data_parallel_replicate_degree
 parallelism.data_parallel_shard_degree
 parallelism.fsdp_reshard_after_forward
