@@ -38,8 +38,7 @@ void dropout(const T* x, T* out, int64_t first, int64_t count, DropoutFactors fa
   if (count == 0) {
     return;
   }
-  const int64_t blocks =
-      cuda::ceil_div(first + count, kWordsPerBlock) - first / kWordsPerBlock;
+  const int64_t blocks = cuda::ceil_div(first + count, kWordsPerBlock) - first / kWordsPerBlock;
   dropout_kernel<<<static_cast<unsigned>(cuda::ceil_div<int64_t>(blocks, kThreads)), kThreads, 0,
                    stream>>>(x, out, first, count, factors);
   cuda::check_launch("dropout");
