@@ -11,6 +11,8 @@ void check_spec(const LoRASpec& spec) {
   TORCH_CHECK(spec.rank >= 1 && spec.alpha > 0,
               "expected rank of at least 1 and alpha above 0, got ", spec.rank, " and ",
               spec.alpha);
+  TORCH_CHECK(spec.dropout >= 0 && spec.dropout < 1,
+              "expected dropout of at least 0 and below 1, got ", spec.dropout);
 }
 
 at::Tensor empty_like_weight(const at::Tensor& weight, int64_t rows, int64_t cols) {
@@ -32,8 +34,9 @@ LoRALinear::LoRALinear(const nn::Linear& source, const LoRASpec& spec)
 }
 
 at::Tensor LoRALinear::forward(const at::Tensor& x) {
-  const at::Tensor low = at::linear(at::linear(x, lora_A), lora_B);
-  return at::linear(x, weight, bias).add(low, lora_spec.scaling());
+  const auto mask = dropout.mask(spec.in_features);
+  const at::Tensor low = mask ? nn::dropout_linear(x, lora_A, *mask) : at::linear(x, lora_A);
+  return at::linear(x, weight, bias).add(at::linear(low, lora_B), lora_spec.scaling());
 }
 
 LoRAFakeQuantizedLinear::LoRAFakeQuantizedLinear(const qat::FakeQuantizedLinear& source,
@@ -45,8 +48,14 @@ LoRAFakeQuantizedLinear::LoRAFakeQuantizedLinear(const qat::FakeQuantizedLinear&
 }
 
 at::Tensor LoRAFakeQuantizedLinear::forward(const at::Tensor& x) {
-  return qat::fake_quantized_linear(x, merged_weight(weight, lora_A, lora_B, lora_spec), bias,
-                                    shared_state());
+  const at::Tensor y = qat::fake_quantized_linear(
+      x, merged_weight(weight, lora_A, lora_B, lora_spec), bias, shared_state());
+  auto mask = dropout.mask(spec.in_features);
+  if (!mask) {
+    return y;
+  }
+  mask->is_difference = true;
+  return y.add(at::linear(nn::dropout_linear(x, lora_A, *mask), lora_B), lora_spec.scaling());
 }
 
 }  // namespace narrowgauge::lora

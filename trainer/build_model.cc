@@ -166,6 +166,9 @@ BuiltModel build_model(const TrainConfig& config, const comm::DeviceMesh& mesh, 
   if (!prepared.empty()) {
     built.actions.push_back(make_qat_action(config, *model));
   }
+  if (config.lora.dropout > 0) {
+    built.actions.push_back(make_dropout_action(config, *model));
+  }
   return built;
 }
 

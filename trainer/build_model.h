@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/device_mesh.h"
+#include "lora/adapters.h"
 #include "nn/transformer.h"
 #include "qat/prepared_layer.h"
 #include "trainer/config.h"
@@ -22,7 +23,7 @@ struct BuiltModel {
   std::shared_ptr<nn::Transformer> model;
   std::vector<std::unique_ptr<StepAction>> actions;  // of its conversions; the loop runs them
   std::vector<qat::PreparedLayer> prepared;          // what qat fake-quantizes
-  std::vector<std::string> adapted;                  // linears with adapters
+  lora::Adapted adapted;                             // what lora trains
   std::shared_ptr<nn::Transformer> teacher;          // see distillation.h; null without one
 };
 

@@ -148,7 +148,9 @@ struct DistillationConfig {
 struct LoRAConfig {
   int64_t rank = 0;  // 0: none
   double alpha = 16.0;
+  double dropout = 0.0;
   std::vector<std::string> targets = {"*_proj"};
+  std::vector<std::string> modules_to_save;
 };
 
 struct CommConfig {

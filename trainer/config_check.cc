@@ -293,6 +293,15 @@ Problem find_qat_problem(const TrainConfig& config) {
     return {{"float8.recipe_name",
              "expected none with lora.rank > 0, got " + config.float8.recipe_name}};
   }
+  if (config.lora.rank == 0 && config.lora.dropout > 0) {
+    return {{"lora.dropout", "expected 0.0 without lora.rank, whose adapters it is for, got " +
+                                 format_number(config.lora.dropout)}};
+  }
+  if (config.lora.rank == 0 && !config.lora.modules_to_save.empty()) {
+    return {{"lora.modules_to_save",
+             "expected none without lora.rank, which trains all layers in full, got " +
+                 config.lora.modules_to_save.front()}};
+  }
   if (config.lora.rank > 0 && config.lora.targets.empty()) {
     return {{"lora.targets", "expected at least one linear with lora.rank > 0"}};
   }

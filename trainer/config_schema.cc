@@ -418,9 +418,17 @@ std::vector<ConfigKey> qat_keys() {
        "of the adapters; 0: no adapters, all weights are trained", "lora_rank lora.r"},
       {"lora", "alpha", NumberKey{.field = field<&C::lora, &R::alpha>, .min_excluded = true}, "",
        "the adapter's product counts alpha / rank times", "lora_alpha"},
+      {"lora", "dropout",
+       NumberKey{.field = field<&C::lora, &R::dropout>, .max = 1.0, .max_excluded = true}, "",
+       "share of the adapters' inputs that is dropped while training, never of the linears' own",
+       "lora_dropout"},
       {"lora", "targets", ListKey{field<&C::lora, &R::targets>}, "",
        "names or globs of the linears that get adapters, from the end of the name",
        "target_modules"},
+      {"lora", "modules_to_save", ListKey{field<&C::lora, &R::modules_to_save>}, "",
+       "names or globs of layers that train in full beside the adapters and are saved with them: "
+       "linears, norms, embed_tokens, lm_head",
+       "trainable_modules"},
   };
 }
 

@@ -84,14 +84,14 @@ TrainConfig run_config(const fs::path& path) {
 // What training makes of the plain model, by our names.
 struct Conversions {
   std::vector<qat::PreparedLayer> prepared;
-  std::vector<std::string> adapted;  // linears with adapters
+  std::vector<std::string> adapted;  // linears whose adapters are to be merged
 };
 
 Conversions conversions_of(const TrainConfig& config) {
   const auto model =
       std::make_shared<nn::Transformer>(config.model, at::TensorOptions().device(at::kMeta));
   prepare_qat(config, *model);
-  std::vector<std::string> adapted = add_adapters(config, *model);
+  std::vector<std::string> adapted = add_adapters(config, *model).linears;
   return {qat::prepared_layers(*model), std::move(adapted)};
 }
 

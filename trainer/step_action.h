@@ -27,6 +27,8 @@ class StepAction {
   // Parameters and named_buffers() hold what the run goes on with: initial values or a checkpoint.
   virtual void before_training() {}
   virtual void before_step(int64_t /*step*/) {}
+  // A forward and its backward follow, of samples of the global batch that begin with this one.
+  virtual void before_forward(int64_t /*first_sample*/) {}
   // The gradients of the whole batch are there, their norm is not taken yet. Not with
   // optimizer.early_step_in_backward.
   virtual void after_backward() {}

@@ -26,14 +26,14 @@ void ask_for_all(const TrainedModel& model, const FullParameter& full_parameter)
 
 // Adapters are merged in the dtype of forward where forward merged them, else in fp32.
 FullParameter merged(const TrainedModel& model) {
-  if (model.adapted.empty()) {
+  if (model.adapted.linears.empty()) {
     return model.full_parameter;
   }
   const at::ScalarType dtype = model.prepared.empty()
                                    ? at::kFloat
                                    : parse_dtype(model.config.training.mixed_precision_param);
-  return lora::merged_parameters(model.full_parameter, model.adapted, lora_spec(model.config),
-                                 dtype);
+  return lora::merged_parameters(model.full_parameter, model.adapted.linears,
+                                 lora_spec(model.config), dtype);
 }
 
 // Everything but weights, which the quantized file holds.
@@ -65,9 +65,8 @@ void export_quantized(const TrainedModel& model, const FullParameter& full_param
 
 void export_adapter(const TrainedModel& model) {
   if (!model.writes) {
-    for (const std::string& linear : model.adapted) {
-      model.full_parameter(linear + ".lora_A");
-      model.full_parameter(linear + ".lora_B");
+    for (const std::string& name : lora::trained_parameters(model.config.model, model.adapted)) {
+      model.full_parameter(name);
     }
     return;
   }
@@ -94,7 +93,7 @@ void export_trained(const TrainedModel& model) {
   if (!model.prepared.empty()) {
     export_quantized(model, full_parameter);
   }
-  if (!model.adapted.empty()) {
+  if (!model.adapted.linears.empty()) {
     export_adapter(model);
   }
 }

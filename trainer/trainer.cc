@@ -380,6 +380,9 @@ at::Tensor Trainer::accumulate_gradients(int64_t step, double lr) {
   at::Tensor loss = at::zeros({}, at::TensorOptions(device_).dtype(at::kDouble));
   for (int64_t i = 0; i < num_micro_batches; ++i) {
     data::Batch& batch = batches[i];
+    for (const auto& action : built_.actions) {
+      action->before_forward(first_sample + i * batch_size);
+    }
     fsdp::set_requires_gradient_sync(*model_, i == num_micro_batches - 1);
     const at::Tensor part = model_->loss_sum(to_tensor(batch.inputs, batch, device_),
                                              to_tensor(batch.targets, batch, device_),

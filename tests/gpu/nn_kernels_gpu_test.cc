@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
@@ -20,6 +21,7 @@
 #include "nn/kernel_dispatch.h"
 #include "nn/kernels/swiglu_cuda.h"
 #include "nn/known_amax.h"
+#include "nn/dropout.h"
 #include "nn/rms_norm.h"
 #include "nn/rotary_embedding.h"
 #include "nn/swiglu.h"
@@ -319,6 +321,38 @@ INSTANTIATE_TEST_SUITE_P(Shapes, SplitQkvRopeOnGpu,
                          ::testing::Combine(::testing::Values(at::kFloat, at::kBFloat16),
                                             ::testing::Values(1, 7, 200),
                                             ::testing::Values(2, 10, 64, 128), ::testing::Bool()));
+
+TEST(DropoutOnGpu, HasTheBitsOfTheCpu) {
+  DropoutMask mask;
+  mask.p = 0.3;
+  mask.key = dropout_key(7, "layers.0.mlp.down_proj");
+  mask.step = 11;
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t first : {int64_t{0}, int64_t{3}, (int64_t{1} << 40) + 1}) {
+      for (const int64_t count : {0, 1, 6, 1023, 100001}) {
+        mask.first_element = first;
+        const at::Tensor x = at::randn({count}).to(dtype);
+        expect_bitwise_equal(dropout(x.to(at::kCUDA), mask).to(at::kCPU), dropout(x, mask));
+      }
+    }
+  }
+}
+
+TEST(DropoutOnGpu, LinearMatchesFp64ForwardAndBackward) {
+  DropoutMask mask;
+  mask.p = 0.4;
+  const Leaf x({33, 40}, at::kFloat);
+  const Leaf weight({8, 40}, at::kFloat);
+  const at::Tensor grad_y = at::randn({33, 8});
+  const at::Tensor y = dropout_linear(x.gpu, weight.gpu, mask);
+  y.backward(grad_y.to(at::kCUDA));
+  const at::Tensor factor = dropout(at::ones({33, 40}), mask).to(at::kDouble);
+  const at::Tensor y64 = at::linear(x.wide.mul(factor), weight.wide);
+  y64.backward(grad_y.to(at::kDouble));
+  expect_close(y.detach().to(at::kCPU), y64.detach(), 1e-5);
+  expect_close(x.gpu.grad().to(at::kCPU), x.wide.grad(), 1e-5);
+  expect_close(weight.gpu.grad().to(at::kCPU), weight.wide.grad(), 1e-5);
+}
 
 }  // namespace
 }  // namespace narrowgauge::nn

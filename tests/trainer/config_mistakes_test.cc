@@ -91,6 +91,8 @@ constexpr KeyMistake kKeys[] = {
     {"qat", "quantizer: x", "qat.scheme"},
     {"lora", "r: 8", "lora.rank"},
     {"lora", "lora_alpha: 8", "lora.alpha"},
+    {"lora", "lora_dropout: 0.1", "lora.dropout"},
+    {"lora", "module_to_save: [x]", "lora.modules_to_save"},
     {"lora", "target_modules: [x]", "lora.targets"},
     {"parallelism", "dp_shard: 2", "parallelism.data_parallel_shard_degree"},
     {"parallelism", "fsdp_reshard_after_forwards: never", "parallelism.fsdp_reshard_after_forward"},

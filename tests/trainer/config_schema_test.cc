@@ -109,7 +109,9 @@ distillation.weight
 distillation.temperature
 lora.rank
 lora.alpha
+lora.dropout
 lora.targets
+lora.modules_to_save
 parallelism.data_parallel_replicate_degree
 parallelism.data_parallel_shard_degree
 parallelism.fsdp_reshard_after_forward

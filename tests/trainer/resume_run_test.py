@@ -24,6 +24,8 @@ VARIANTS = {
     "QAT 8da4w": ["qat.scheme=8da4w", "qat.fake_quant_after_n_steps=9", *BF16],
     "QAT int4": ["qat.scheme=int4-weight-only", *BF16],
     "LoRA and QAT": ["qat.scheme=8da4w", "lora.rank=4"],
+    "LoRA with modules to save": ["lora.rank=4", "lora.modules_to_save=[embed_tokens,lm_head,norm]", *BF16],
+    "LoRA with dropout": ["lora.rank=4", "lora.dropout=0.3", *BF16],
     "2:4 sparse": ["sparsity.kind=semi_structured", "sparsity.mask_interval=10", *BF16],
     "steps in backward": ["optimizer.early_step_in_backward=true", "training.max_norm=0.0"],
     "8 bit states, bf16 parameters": ["optimizer.name=AdamW8bit", *BF16_STORED],

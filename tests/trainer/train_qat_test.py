@@ -22,6 +22,18 @@ NARROWGAUGE = os.path.abspath(sys.argv[1])
 SCHEMES = ["8da4w", "int8-dynamic-act-int8-weight", "float8-dynamic-act-float8-weight", "mxfp4", "nvfp4", "gguf-q4_0"]
 
 
+# Adapts the model of the run BASE, whose shape comes with it.
+TUNED_CONFIG = """
+job:          {run_dir: "%(run)s"}
+model:        {initial_load_path: BASE/hf}
+tokenizer:    {kind: bytes}
+data:         {train: [%(text)s], validation_fraction: 0.1, cache_dir: %(cache)s}
+training:     {steps: 8, seq_len: 16, local_batch_size: 2, global_batch_size: 4, num_threads: 1, device: cpu}
+optimizer:    {lr: 1.0e-2}
+lora:         {rank: 4, alpha: 8}
+"""
+
+
 class TrainQAT(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -171,6 +183,83 @@ lora:         {{rank: 4, alpha: 8}}
                         self.assertTrue(torch.equal(after[name], weight), name)
                 self.assertEqual((tuned / "quantized/quantized.safetensors").exists(), scheme != "none")
 
+    def test_modules_to_save_train_in_full_and_are_saved_with_the_adapters(self):
+        for name, tied, scheme, ranks in (("untied", "false", "none", 1), ("sharded", "false", "8da4w", 2), ("tied", "true", "none", 1)):
+            with self.subTest(name):
+                status, errors, base = self.train(f"{name}-base", "none", "export.enable=true", f"model.tie_word_embeddings={tied}")
+                self.assertEqual(status, 0, errors)
+                saved = ["model.embed_tokens", "model.norm", "model.layers.1.mlp.down_proj"] + ["lm_head"] * (tied == "false")
+                modules = "embed_tokens,norm,layers.1.*.down_proj" + ",lm_head" * (tied == "false")
+                runs = TinyRuns(NARROWGAUGE, self.folder, text=self.runs.text, config=TUNED_CONFIG.replace("BASE", str(base)))
+                errors = runs.train(name, f"qat.scheme={scheme}", f"lora.modules_to_save=[{modules}]", ranks=ranks)
+                self.assertIn(f"lora rank 4: 7 linears have adapters, {len(saved)} other layers train in full", errors)
+                before, after = load_file(base / "hf/model.safetensors"), load_file(self.folder / name / "hf/model.safetensors")
+                adapter = load_file(self.folder / name / "adapter/adapter_model.safetensors")
+                description = json.loads((self.folder / name / "adapter/adapter_config.json").read_text())
+                self.assertEqual(len(before), 20 + (tied == "false"))
+                rebuilt = {}
+                for full_name, weight in before.items():
+                    module = full_name.removesuffix(".weight")
+                    key = f"base_model.model.{module}"
+                    if module in saved:
+                        rebuilt[full_name] = adapter.pop(f"{key}.weight")
+                        self.assertFalse(torch.equal(rebuilt[full_name], weight), full_name)
+                        self.assertTrue(torch.equal(after[full_name], rebuilt[full_name]), full_name)
+                    elif f"{key}.lora_A.weight" in adapter:
+                        merged = weight + 2 * adapter.pop(f"{key}.lora_B.weight") @ adapter.pop(f"{key}.lora_A.weight")
+                        tolerance = 1e-5 if scheme == "none" else 2e-2  # merged in bf16, which is what was quantized
+                        torch.testing.assert_close(after[full_name], merged, rtol=tolerance, atol=tolerance * weight.abs().max().item())
+                        self.assertFalse(torch.equal(after[full_name], weight), full_name)
+                    else:
+                        self.assertTrue(torch.equal(after[full_name], weight), full_name)
+                if tied == "true":
+                    # peft would wrap the tied head and the embedding each on its own.
+                    saved.append("lm_head")
+                    self.assertTrue(torch.equal(adapter.pop("base_model.model.lm_head.weight"), after["model.embed_tokens.weight"]))
+                self.assertEqual(adapter, {})
+                self.assertEqual(sorted(description["modules_to_save"]), sorted(saved))
+                # The checkpoint holds all that the run exported.
+                path = self.folder / f"{name}-exported"
+                subprocess.run([NARROWGAUGE, "export", self.folder / name, "--output", path, "--dtype", "float32"], check=True,
+                               capture_output=True, timeout=240)
+                again = load_file(path / "model.safetensors")
+                self.assertEqual(sorted(again), sorted(after))
+                for full_name, weight in after.items():
+                    self.assertTrue(torch.equal(again[full_name], weight), full_name)
+
+    def test_adapter_dropout_resumes_recomputes_and_is_of_training_alone(self):
+        adapters = ["lora.rank=4", "optimizer.lr=1e-2", "training.max_norm=0"]
+        for scheme in ("none", "8da4w"):
+            with self.subTest(scheme):
+                plain = self.losses(f"{scheme}-plain", scheme, *adapters)
+                overrides = [*adapters, "lora.dropout=0.5"]
+                straight = self.losses(f"{scheme}-dropout", scheme, *overrides)
+                self.assertEqual(straight[0][1], plain[0][1])  # B is zero
+                self.assertNotEqual(straight[0][2], plain[0][2])
+                self.losses(f"{scheme}-again", scheme, *overrides)
+                self.assertEqual(self.losses(f"{scheme}-again", scheme, *overrides, "checkpoint.load_step=6"), straight)
+                for mode in ("full", "selective"):
+                    self.assertEqual(self.losses(f"{scheme}-{mode}", scheme, *overrides, f"activation_checkpoint.mode={mode}"), straight)
+                # A step that applies nothing: forward in training drops, in validation it does not.
+                still = ["checkpoint.load_step=6", "training.steps=7", "optimizer.lr=1e-30"]
+                self.losses(f"{scheme}-dropout", scheme, *overrides, *still)
+                self.losses(f"{scheme}-again", scheme, *overrides, *still, "lora.dropout=0.0")
+                last = [self.runs.lines(f"{scheme}-{name}")[-2:] for name in ("dropout", "again")]
+                self.assertNotEqual(last[0][0]["loss"], last[1][0]["loss"])
+                self.assertEqual(last[0][1]["step"], 7)
+                self.assertEqual(last[0][1]["validation_loss"], last[1][1]["validation_loss"])
+
+    def test_adapter_dropout_does_not_depend_on_how_a_batch_is_shared(self):
+        # Other ranks and micro-batches sum in another order, which is all that may differ.
+        overrides = ["lora.rank=4", "lora.dropout=0.5", "optimizer.lr=1e-2", "training.max_norm=0",
+                     "training.mixed_precision_param=float32"]
+        whole = self.losses("whole", "none", *overrides)
+        for name, split in (("ranks", self.losses("ranks", "none", *overrides, ranks=2)),
+                            ("micro-batches", self.losses("micro-batches", "none", *overrides, "training.local_batch_size=4"))):
+            for (step, loss, norm), (_, other, other_norm) in zip(whole, split, strict=True):
+                self.assertAlmostEqual(other / loss, 1, delta=1e-5, msg=f"{name}, step {step}")
+                self.assertAlmostEqual(other_norm / norm, 1, delta=1e-4, msg=f"{name}, step {step}")
+
     def test_mistakes_are_told(self):
         for overrides, expected in [
                 (["qat.scheme=int5"], "one of none, 8da4w"),
@@ -181,6 +270,11 @@ lora:         {{rank: 4, alpha: 8}}
                 (["lora.rank=4", "lora.targets=[no_proj]"], "expected a linear whose name ends with no_proj"),
                 (["qat.scheme=mxfp4", "qat.learned_ranges=true"], "its scales are the format's own"),
                 (["qat.scheme=none", "qat.learned_ranges=true"], "expected false without qat.scheme"),
+                (["lora.rank=4", "lora.modules_to_save=[no_norm]"], "expected a layer with parameters whose name ends with no_norm"),
+                (["lora.rank=4", "lora.modules_to_save=[lm_head]", "model.tie_word_embeddings=true"], "where it is not tied to embed_tokens, lm_head"),
+                (["lora.modules_to_save=[norm]"], "lora.modules_to_save: expected none without lora.rank"),
+                (["lora.rank=4", "lora.dropout=1.0"], "lora.dropout: expected a number in [0.0, 1.0)"),
+                (["lora.dropout=0.1"], "lora.dropout: expected 0.0 without lora.rank"),
                 (["qat.learned_ranges=true", "lora.rank=4"], "expected false with lora.rank > 0"),
                 (["parallelism.fsdp_reshard_after_forward=2"], "default, always or never with qat")]:
             with self.subTest(overrides):
