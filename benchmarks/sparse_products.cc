@@ -14,6 +14,8 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <chrono>
@@ -24,6 +26,7 @@
 #include <string>
 #include <vector>
 
+#include "memory/tensor_arena.h"
 #include "sparsity/block_sparse.h"
 #include "sparsity/semi_structured.h"
 
@@ -144,4 +147,9 @@ int run(int rounds) {
 }  // namespace
 }  // namespace narrowgauge
 
-int main(int argc, char** argv) { return narrowgauge::run(argc > 1 ? std::atoi(argv[1]) : 7); }
+int main(int argc, char** argv) {
+  // As in training, whose results' memory is there already.
+  c10::SetCPUAllocator(
+      new narrowgauge::memory::TensorArena(size_t{4} << 30, *c10::GetDefaultCPUAllocator()));
+  return narrowgauge::run(argc > 1 ? std::atoi(argv[1]) : 7);
+}

@@ -1,7 +1,7 @@
 #include "sparsity/kernels/semi_structured.h"
 
-#include <array>
-#include <bit>
+#include <algorithm>
+#include <cstring>
 
 #include "vectorize/target_clones.h"
 
@@ -14,36 +14,36 @@
 namespace narrowgauge::sparsity::kernels {
 namespace {
 
-// Half bytes with at most two bits, filled up to two with the lowest that are free.
-constexpr std::array<uint8_t, 16> make_completed() {
-  std::array<uint8_t, 16> table{};
-  for (unsigned half = 0; half < 16; ++half) {
-    unsigned completed = half;
-    for (unsigned bit = 1; bit < 16 && std::popcount(completed) < 2; bit *= 2) {
-      completed |= bit;
-    }
-    table[half] = static_cast<uint8_t>(completed);
-  }
-  return table;
+constexpr uint64_t kLowBits = 0x1111111111111111U;  // of each half byte
+
+// Not 0 if a half byte of `mask` has more than two bits.
+NG_INLINE uint64_t excess_of(uint64_t mask) {
+  const uint64_t pairs = (mask & 5 * kLowBits) + (mask >> 1 & 5 * kLowBits);
+  const uint64_t bits = (pairs & 3 * kLowBits) + (pairs >> 2 & 3 * kLowBits);
+  return (bits + kLowBits) & 4 * kLowBits;
 }
 
-constexpr std::array<uint8_t, 16> kCompleted = make_completed();
+// Half bytes of at most two bits, filled up to two with the lowest that are free.
+NG_INLINE uint64_t completed(uint64_t mask) {
+  const uint64_t pairs = (mask & 5 * kLowBits) + (mask >> 1 & 5 * kLowBits);
+  const uint64_t bits = (pairs & 3 * kLowBits) + (pairs >> 2 & 3 * kLowBits);
+  const uint64_t one = mask | (~(bits >> 1) & kLowBits);  // the lowest, where there were 0 or 1
+  const uint64_t alone = one & ~(one >> 1) & ~(one >> 2) & ~(one >> 3) & kLowBits;
+  return one | alone << 1;
+}
 
-NG_INLINE bool keeps_two_of_four(const uint8_t* mask, int64_t num_bytes) {
-  // Per half byte: the sum of its bits is at most two.
-  uint32_t excess = 0;
-  for (int64_t i = 0; i < num_bytes; ++i) {
-    const uint32_t pairs = (mask[i] & 0x55U) + (mask[i] >> 1 & 0x55U);
-    const uint32_t fours = (pairs & 0x33U) + (pairs >> 2 & 0x33U);
-    excess |= (fours + 0x11U) & 0x44U;
+// Metadata of `mask`, or false if it keeps more than two of four anywhere.
+NG_INLINE bool complete(const uint8_t* mask, uint8_t* metadata, int64_t num_bytes) {
+  uint64_t excess = 0;
+  for (int64_t i = 0; i < num_bytes; i += 8) {
+    const auto count = static_cast<size_t>(std::min<int64_t>(8, num_bytes - i));
+    uint64_t word = 0;
+    std::memcpy(&word, mask + i, count);
+    excess |= excess_of(word);
+    word = completed(word);
+    std::memcpy(metadata + i, &word, count);
   }
   return excess == 0;
-}
-
-NG_INLINE void complete(const uint8_t* mask, uint8_t* metadata, int64_t num_bytes) {
-  for (int64_t i = 0; i < num_bytes; ++i) {
-    metadata[i] = static_cast<uint8_t>(kCompleted[mask[i] & 15U] | kCompleted[mask[i] >> 4] << 4);
-  }
 }
 
 template <typename T>
@@ -94,15 +94,30 @@ void apply_mask_512(const uint16_t* weight, const uint8_t* mask, uint16_t* out,
   apply_mask_portable(weight + i, mask + i / 8, out + i, num_elements - i);
 }
 
-void compress_512(const uint16_t* weight, const uint8_t* mask, const uint8_t* metadata,
-                  uint16_t* values, int64_t num_elements) {
-  int64_t i = 0;
-  for (; i + 32 <= num_elements; i += 32) {
-    const __m512i kept = _mm512_maskz_loadu_epi16(load_bits(mask + i / 8), weight + i);
-    const __m512i packed = _mm512_maskz_compress_epi16(load_bits(metadata + i / 8), kept);
+// Also completes the mask, eight bytes at a time. Returns false where it keeps too many.
+bool compress_512(const uint16_t* weight, const uint8_t* mask, uint16_t* values, uint8_t* metadata,
+                  int64_t num_elements) {
+  const auto pack_32 = [&](int64_t i, uint32_t kept, uint32_t bits) NG_INLINE_LAMBDA {
+    const __m512i packed =
+        _mm512_maskz_compress_epi16(bits, _mm512_maskz_loadu_epi16(kept, weight + i));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i / 2), _mm512_castsi512_si256(packed));
+  };
+  uint64_t excess = 0;
+  int64_t i = 0;
+  for (; i + 64 <= num_elements; i += 64) {
+    uint64_t kept;
+    std::memcpy(&kept, mask + i / 8, sizeof kept);
+    excess |= excess_of(kept);
+    const uint64_t bits = completed(kept);
+    std::memcpy(metadata + i / 8, &bits, sizeof bits);
+    pack_32(i, static_cast<uint32_t>(kept), static_cast<uint32_t>(bits));
+    pack_32(i + 32, static_cast<uint32_t>(kept >> 32), static_cast<uint32_t>(bits >> 32));
+  }
+  if (excess != 0 || !complete(mask + i / 8, metadata + i / 8, (num_elements - i) / 8)) {
+    return false;
   }
   compress_portable(weight + i, mask + i / 8, metadata + i / 8, values + i / 2, num_elements - i);
+  return true;
 }
 
 void decompress_512(const uint16_t* values, const uint8_t* metadata, uint16_t* out,
@@ -142,26 +157,23 @@ void apply_mask(const uint16_t* weight, const uint8_t* mask, uint16_t* out, int6
 
 bool compress(const float* weight, const uint8_t* mask, float* values, uint8_t* metadata,
               int64_t num_elements) {
-  if (!keeps_two_of_four(mask, num_elements / 8)) {
+  if (!complete(mask, metadata, num_elements / 8)) {
     return false;
   }
-  complete(mask, metadata, num_elements / 8);
   compress_portable(weight, mask, metadata, values, num_elements);
   return true;
 }
 
 bool compress(const uint16_t* weight, const uint8_t* mask, uint16_t* values, uint8_t* metadata,
               int64_t num_elements) {
-  if (!keeps_two_of_four(mask, num_elements / 8)) {
-    return false;
-  }
-  complete(mask, metadata, num_elements / 8);
 #if defined(__x86_64__)
   if (has_compress()) {
-    compress_512(weight, mask, metadata, values, num_elements);
-    return true;
+    return compress_512(weight, mask, values, metadata, num_elements);
   }
 #endif
+  if (!complete(mask, metadata, num_elements / 8)) {
+    return false;
+  }
   compress_portable(weight, mask, metadata, values, num_elements);
   return true;
 }
