@@ -133,6 +133,7 @@ int run(int rounds) {
   const at::NoGradGuard no_grad;
   std::printf("%d threads; sparse, its partner, how many times as fast\n", at::get_num_threads());
   compare_packing(4096, 4096, rounds);
+  compare_packing(14336, 4096, rounds);
   compare_packing(1024, 1024, 8 * rounds);
   for (const double zeros : {0.7, 0.8, 0.9}) {
     compare_blocks(4096, 4096, 2048, zeros, std::max(1, rounds / 2));

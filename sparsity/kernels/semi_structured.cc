@@ -94,6 +94,8 @@ void apply_mask_512(const uint16_t* weight, const uint8_t* mask, uint16_t* out,
   apply_mask_portable(weight + i, mask + i / 8, out + i, num_elements - i);
 }
 
+constexpr int64_t kAhead = 2048;  // bytes
+
 // Also completes the mask, eight bytes at a time. Returns false where it keeps too many.
 bool compress_512(const uint16_t* weight, const uint8_t* mask, uint16_t* values, uint8_t* metadata,
                   int64_t num_elements) {
@@ -110,6 +112,9 @@ bool compress_512(const uint16_t* weight, const uint8_t* mask, uint16_t* values,
     excess |= excess_of(kept);
     const uint64_t bits = completed(kept);
     std::memcpy(metadata + i / 8, &bits, sizeof bits);
+    _mm_prefetch(reinterpret_cast<const char*>(weight + i) + kAhead, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(weight + i + 32) + kAhead, _MM_HINT_T0);
+    __builtin_prefetch(reinterpret_cast<const char*>(values + i / 2) + kAhead, /*write=*/1);
     pack_32(i, static_cast<uint32_t>(kept), static_cast<uint32_t>(bits));
     pack_32(i + 32, static_cast<uint32_t>(kept >> 32), static_cast<uint32_t>(bits >> 32));
   }

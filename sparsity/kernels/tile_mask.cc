@@ -44,10 +44,10 @@ NG_INLINE void unrolled(const Body& body) {
 // The best patterns of two rows that use the columns in one way.
 struct BestHalf {
   float sum;
-  uint32_t mask;  // 8 bits
+  uint32_t mask;  // 8 bits, `shift` up
 };
 
-template <int use>
+template <int use, int shift>
 NG_INLINE BestHalf best_half(const float (&first)[kPairs], const float (&second)[kPairs]) {
   constexpr int kBegin = kHalfTable.begin[use];
   constexpr int kCount = kHalfTable.begin[use + 1] - kBegin;
@@ -55,7 +55,7 @@ NG_INLINE BestHalf best_half(const float (&first)[kPairs], const float (&second)
   unrolled<kCount>([&](auto i) NG_INLINE_LAMBDA {
     constexpr int kFirst = kHalfTable.first[kBegin + i];
     constexpr int kSecond = kHalfTable.second[kBegin + i];
-    constexpr uint32_t kMask = kHalfTable.mask[kBegin + i];
+    constexpr uint32_t kMask = kHalfTable.mask[kBegin + i] << shift;
     const float sum = first[kFirst] + second[kSecond];
     const bool better = i == 0 || sum > best.sum;
     best.sum = better ? sum : best.sum;
@@ -79,12 +79,12 @@ NG_INLINE void choose_optimal(const Tiles<float>& tiles, Masks& masks) {
     float best = 0;
     uint32_t mask = 0;
     unrolled<kUses>([&](auto use) NG_INLINE_LAMBDA {
-      const BestHalf upper = best_half<use>(pair_sum[0], pair_sum[1]);
-      const BestHalf lower = best_half<kHalfTable.complement[use]>(pair_sum[2], pair_sum[3]);
+      const BestHalf upper = best_half<use, 0>(pair_sum[0], pair_sum[1]);
+      const BestHalf lower = best_half<kHalfTable.complement[use], 8>(pair_sum[2], pair_sum[3]);
       const float sum = upper.sum + lower.sum;
       const bool better = use == 0 || sum > best;
       best = better ? sum : best;
-      mask = better ? (upper.mask | lower.mask << 8) : mask;
+      mask = better ? (upper.mask | lower.mask) : mask;
     });
     masks[lane] = mask;
   }
@@ -287,6 +287,12 @@ void optimal_mask_512(const uint16_t* weight, int64_t row_stride, int64_t rows, 
     for (int64_t col = 0; col < cols; col += 4 * kLanes) {
       const int64_t width = std::min<int64_t>(4 * kLanes, cols - col);
       Tiles<float> tiles;
+      // The strip below, of this call or the next: the choice leaves memory idle otherwise.
+      for (int64_t r = 4; r < 8; ++r) {
+        const auto* below = reinterpret_cast<const char*>(weight + (row + r) * row_stride + col);
+        _mm_prefetch(below, _MM_HINT_T1);
+        _mm_prefetch(below + 64, _MM_HINT_T1);
+      }
       load_squares(weight + row * row_stride + col, row_stride, first_of_32(width),
                    first_of_32(width - 32), tiles);
       alignas(64) Masks masks;
