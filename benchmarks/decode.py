@@ -1,4 +1,4 @@
-"""Tokens per second of generation from quantized weights beside bf16, all in one run, in turn.
+"""Tokens per second of generation from quantized or 2:4 sparse weights beside bf16, all in one run, in turn.
 
 Usage (from the repository root, after ./narrowgauge has built):
     tools/python.sh benchmarks/decode.py [--scheme NAME[:GROUP] ...] [--rounds 3] [--tokens 48] [--threads 2]
@@ -24,8 +24,9 @@ from transformers import LlamaConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 32000
-SCHEMES = ["int4-weight-only:128", "int4-weight-only:32", "int8-dynamic-act-int4-weight:32", "int8-weight-only",
-           "float8-weight-only", "mxfp4", "nvfp4"]
+SPARSE = "2:4"  # pruned by magnitude; values and metadata stay packed in memory
+SCHEMES = [SPARSE, "int4-weight-only:128", "int4-weight-only:32", "int8-dynamic-act-int4-weight:32",
+           "int8-weight-only", "float8-weight-only", "mxfp4", "nvfp4"]
 
 
 def narrowgauge(args, *arguments):
@@ -77,6 +78,8 @@ def weight_bytes(folder):
     for name, entry in header.items():
         if name not in ("__metadata__", "model.embed_tokens.weight"):
             size = entry["data_offsets"][1] - entry["data_offsets"][0]
+            if folder.name == SPARSE.replace(":", "-") and "_proj" in name:
+                size = size * 9 // 16
             total += size // 2 if four_bit and name.endswith(".codes") else size
     return total
 
@@ -121,6 +124,10 @@ def main():
         for scheme in args.scheme or SCHEMES:
             name, _, group = scheme.partition(":")
             models[scheme] = folder / scheme.replace(":", "-")
+            if scheme == SPARSE:
+                narrowgauge(args, "prune", "--model", models["bf16"], "--tokenizer", "bytes", "--method", "magnitude",
+                            "--pattern", SPARSE, "--output", models[scheme])
+                continue
             narrowgauge(args, "quantize", "--model", models["bf16"], "--scheme", name, "--output", models[scheme],
                         *(["--group-size", group] if group else []), *(["--include-head"] if args.head else []))
         read = {name: weight_bytes(model) for name, model in models.items()}

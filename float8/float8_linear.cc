@@ -181,17 +181,19 @@ Float8LinearState::Float8LinearState(const Float8LinearConfig& config)
 Float8Linear::Float8Linear(const nn::Linear& source, const Float8LinearConfig& config)
     : nn::Linear(source), state_(std::make_shared<Float8LinearState>(config)) {}
 
-at::Tensor Float8Linear::forward(const at::Tensor& x) {
+at::Tensor Float8Linear::forward(const at::Tensor& x) { return multiply(x, weight); }
+
+at::Tensor Float8Linear::multiply(const at::Tensor& x, const at::Tensor& matrix) {
   TORCH_CHECK(x.dim() >= 1 && x.size(-1) == spec.in_features, "expected [..., ", spec.in_features,
               "], got ", x.sizes());
-  const at::Tensor matrix = x.reshape({-1, spec.in_features});
+  const at::Tensor input = x.reshape({-1, spec.in_features});
   const bool training =
       c10::GradMode::is_enabled() &&
-      (x.requires_grad() || weight.requires_grad() || (bias.defined() && bias.requires_grad()));
+      (x.requires_grad() || matrix.requires_grad() || (bias.defined() && bias.requires_grad()));
   const at::Tensor y =
       training ? Float8LinearFunction::apply(
-                     matrix, weight, bias.defined() ? std::optional(bias) : std::nullopt, state_)
-               : forward_only(*state_, matrix, weight, bias);
+                     input, matrix, bias.defined() ? std::optional(bias) : std::nullopt, state_)
+               : forward_only(*state_, input, matrix, bias);
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = spec.out_features;
   return y.view(sizes);

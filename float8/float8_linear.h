@@ -38,10 +38,16 @@ class Float8Linear : public nn::Linear {
   // Shares weight and bias with `source`.
   Float8Linear(const nn::Linear& source, const Float8LinearConfig& config);
 
+  const Float8LinearConfig& config() const { return state_->config; }
   Float8LinearState& state() { return *state_; }
   const std::shared_ptr<Float8LinearState>& shared_state() const { return state_; }
 
+  // Whether the matrix that is cast is the parameter itself, so that a gather may bring its casts.
+  virtual bool casts_its_parameter() const { return true; }
+
  protected:
+  // forward with another matrix than the parameter, which it is differentiable in.
+  at::Tensor multiply(const at::Tensor& x, const at::Tensor& matrix);
   at::Tensor forward(const at::Tensor& x) override;
 
  private:

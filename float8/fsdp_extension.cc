@@ -36,7 +36,7 @@ fsdp::ParamExtensionFactory float8_param_extension(std::optional<at::ScalarType>
              nn::Layer& owner,
              const std::string& parameter_name) -> std::unique_ptr<fsdp::ParamExtension> {
     auto* linear = dynamic_cast<Float8Linear*>(&owner);
-    if (linear == nullptr || parameter_name != "weight") {
+    if (linear == nullptr || parameter_name != "weight" || !linear->casts_its_parameter()) {
       return nullptr;
     }
     const auto state = linear->shared_state();

@@ -177,6 +177,8 @@ at::Tensor sparsegpt(const at::Tensor& weight, const at::Tensor& gram,
   const int64_t cols = weight.size(1);
   TORCH_CHECK(gram.dim() == 2 && gram.size(0) == cols && gram.size(1) == cols,
               "expected a Gram matrix of ", cols, " x ", cols, ", got ", gram.sizes());
+  TORCH_CHECK(options.block_size > 0, "expected a block_size of at least 1, got ",
+              options.block_size);
   TORCH_CHECK(pattern.is_unstructured() || options.block_size % pattern.group == 0,
               "expected a block_size that ", pattern.group, " divides, got ", options.block_size);
   SparseGpt sparse(weight.detach(), gram, pattern, options);

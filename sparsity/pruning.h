@@ -36,14 +36,15 @@ at::Tensor wanda_mask(const at::Tensor& weight, const at::Tensor& input_norm,
                       const PruningPattern& pattern);
 
 struct SparseGptOptions {
-  int64_t block_size = 128;  // columns whose unstructured mask is chosen at a time
+  int64_t block_size = 128;  // at least 1: columns whose unstructured mask is chosen at a time
   double damping = 0.01;     // of the mean diagonal of the Hessian
 };
 
 // Frantar & Alistarh 2023, algorithm 1: prunes columns from left to right and moves each error into
 // the columns right of it. gram: [in, in] fp32, the sum of x x^T over the calibration tokens.
 // Returns the pruned and corrected matrix, of the weight's dtype. Inputs that were always 0 lose
-// their weights. Throws c10::Error if gram stays indefinite after damping.
+// their weights. Throws c10::Error if gram stays indefinite after damping, or for a block_size that
+// is not positive or that the pattern's group does not divide.
 at::Tensor sparsegpt(const at::Tensor& weight, const at::Tensor& gram,
                      const PruningPattern& pattern, const SparseGptOptions& options = {});
 

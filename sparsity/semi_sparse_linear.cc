@@ -3,7 +3,6 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -59,14 +58,11 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
       result[0] = at::mm(grad, apply_mask(weight, mask));
     }
     if (want_weight) {
-      const at::Tensor grad_weight = at::mm(grad.t(), x);
-      if (context->saved_data["masked"].toBool()) {
-        result[1] = apply_mask(grad_weight, mask);
-      } else {
-        result[1] = decay == 0
-                        ? grad_weight
-                        : grad_weight.add_(weight, decay).sub_(apply_mask(weight, mask), decay);
-      }
+      result[1] =
+          weight_gradient(at::mm(grad.t(), x), weight, mask,
+                          context->saved_data["masked"].toBool() ? GradientType::kMasked
+                                                                 : GradientType::kStraightThrough,
+                          decay);
     }
     result[2] = bias_gradient(context, grad);
     return result;
@@ -121,38 +117,14 @@ std::optional<at::Tensor> optional_bias(const nn::Linear& linear) {
 }  // namespace
 
 SemiSparseLinear::SemiSparseLinear(const nn::Linear& source, const SemiSparseOptions& options)
-    : nn::Linear(source),
-      options(options),
-      mask_(at::zeros({spec.out_features, spec.in_features / 8}, at::kByte)) {
-  TORCH_CHECK(has_semi_structured_shape(spec.out_features, spec.in_features),
-              "expected out_features a multiple of 4 and in_features of 8, got ", spec.out_features,
-              " and ", spec.in_features, "; leave this linear dense");
-}
-
-const at::Tensor& SemiSparseLinear::mask() const {
-  if (device_mask_.defined()) {
-    const at::NoGradGuard no_grad;
-    mask_.copy_(device_mask_);
-  }
-  return mask_;
-}
+    : nn::Linear(source), SemiSparseMask(source.spec, options) {}
 
 at::Tensor SemiSparseLinear::forward(const at::Tensor& x) {
-  if (!is_sparse_) {
+  if (!is_sparse()) {
     return nn::Linear::forward(x);
   }
-  // A checkpoint of a run that was dense has no mask, and one of zeros would silence the layer.
-  const bool has_mask = device_mask_.defined() || mask_.any().item<bool>();
-  if (refresh_ || !has_mask) {
-    const at::NoGradGuard no_grad;
-    device_mask_ = semi_structured_mask(weight.detach(), options.algorithm);
-    refresh_ = false;
-  } else if (!device_mask_.defined()) {
-    device_mask_ = mask_.to(weight.device(), mask_.scalar_type(), /*non_blocking=*/false,
-                            /*copy=*/true);
-  }
   const at::Tensor y = MaskedLinear::apply(
-      as_matrix(x, spec.in_features), weight, optional_bias(*this), device_mask_,
+      as_matrix(x, spec.in_features), weight, optional_bias(*this), mask_of(weight),
       options.gradient == GradientType::kMasked, options.sr_ste_decay);
   return with_sizes_of(y, x);
 }

@@ -7,54 +7,18 @@
 #include "nn/layer.h"
 #include "nn/linear.h"
 #include "nn/swap_linear.h"
+#include "sparsity/semi_sparse_mask.h"
 #include "sparsity/semi_structured.h"
 
 namespace narrowgauge::sparsity {
 
-// What of the masked weight's gradient reaches the weight.
-enum class GradientType {
-  kStraightThrough,  // all of it, as if the mask were the identity: what is pruned can come back
-  kMasked,  // what the mask keeps: torchao's DENSE and SPARSE, which differ in storage alone
-};
-
-struct SemiSparseOptions {
-  TileAlgorithm algorithm = TileAlgorithm::kOptimal;
-  GradientType gradient = GradientType::kStraightThrough;
-  // SR-STE (Zhou et al. 2021, equation 9): adds decay * (pruned weights) to the gradient, which
-  // draws them to zero, so that masks settle. Once for each backward: who sums the gradients of n
-  // backwards divides by n.
-  double sr_ste_decay = 0;
-};
-
-// y = x (mask * W)^T + b. The mask is 2:4 along both dims of W, so that forward and the input's
-// gradient are products with a 2:4 matrix; the weight's gradient is a dense product.
-class SemiSparseLinear : public nn::Linear {
+// y = x (mask * W)^T + b.
+class SemiSparseLinear : public nn::Linear, public SemiSparseMask {
  public:
   SemiSparseLinear(const nn::Linear& source, const SemiSparseOptions& options);
 
-  // Without sparsity the layer is a plain Linear; the mask stays.
-  void set_sparse(bool is_sparse) { is_sparse_ = is_sparse; }
-  bool is_sparse() const { return is_sparse_; }
-
-  // Whether the next forward makes a new mask from the weight. It does at first.
-  void set_refresh_mask(bool refresh) { refresh_ = refresh; }
-
-  // uint8 [out, in / 8], a CPU tensor that stays the same one: a checkpoint saves and fills it.
-  // Waits for a GPU.
-  const at::Tensor& mask() const;
-  // What was written into mask() is used from now on.
-  void take_mask() { device_mask_ = at::Tensor(); }
-
-  SemiSparseOptions options;
-
  protected:
   at::Tensor forward(const at::Tensor& x) override;
-
- private:
-  at::Tensor mask_;
-  at::Tensor device_mask_;  // where the weight is; undefined before use
-  bool is_sparse_ = true;
-  bool refresh_ = true;
 };
 
 // y = (mask * x) W^T + b with a mask along both dims of x [tokens, in], made anew each time; the

@@ -3,17 +3,20 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <optional>
 #include <vector>
 
 #include "cuda/launch_scope.h"
 #include "nn/kernel_dispatch.h"
 #include "sparsity/kernels/semi_structured.h"
+#include "sparsity/kernels/semi_structured_matvec.h"
 #include "sparsity/kernels/tile_mask_cuda.h"
 
 namespace narrowgauge::sparsity {
@@ -21,6 +24,8 @@ namespace {
 
 using nn::const_pointer;
 using nn::mutable_pointer;
+
+constexpr int64_t kStripElements = 1 << 18;  // of an unpacked strip: half a megabyte
 
 void check_matrix(const at::Tensor& x) {
   TORCH_CHECK(x.dim() == 2 && has_semi_structured_shape(x.size(0), x.size(1)),
@@ -52,6 +57,22 @@ struct Element {
   int64_t row;
   int64_t col;
 };
+
+void check_operands(const at::Tensor& x, const SemiStructuredTensor& weight,
+                    const at::Tensor& bias) {
+  const int64_t rows = weight.values.size(0);
+  const int64_t cols = weight.values.size(1) * 2;
+  check_mask(weight.metadata, rows, cols);
+  TORCH_CHECK(weight.values.is_cpu() && weight.values.scalar_type() == at::kBFloat16,
+              "expected a packed weight of bf16 on the CPU, got ", weight.values.dtype(), " on ",
+              weight.values.device());
+  TORCH_CHECK(x.dim() == 2 && x.size(1) == cols && x.scalar_type() == at::kBFloat16 && x.is_cpu(),
+              "expected bf16 [n, ", cols, "] on the CPU, got ", x.dtype(), " ", x.sizes(), " on ",
+              x.device());
+  TORCH_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == rows &&
+                                  bias.scalar_type() == at::kBFloat16 && bias.is_cpu()),
+              "expected a bf16 bias [", rows, "] on the CPU, got one of ", bias.sizes());
+}
 
 uint32_t greedy_tile(std::vector<Element> elements, std::array<int, 4> row_room) {
   std::stable_sort(elements.begin(), elements.end(),
@@ -264,20 +285,40 @@ at::Tensor decompress(const SemiStructuredTensor& packed) {
   return out;
 }
 
-at::Tensor semi_structured_matvec(const at::Tensor& x, const SemiStructuredTensor& weight) {
+at::Tensor semi_structured_matvec(const at::Tensor& x, const SemiStructuredTensor& weight,
+                                  const at::Tensor& bias) {
+  check_operands(x, weight, bias);
   const int64_t rows = weight.values.size(0);
   const int64_t cols = weight.values.size(1) * 2;
-  TORCH_CHECK(x.dim() == 2 && x.size(1) == cols && x.scalar_type() == at::kBFloat16 &&
-                  weight.values.scalar_type() == at::kBFloat16,
-              "expected bf16 [n, ", cols, "], got ", x.dtype(), " ", x.sizes());
   const at::Tensor input = x.contiguous();
+  const at::Tensor terms = bias.defined() ? bias.contiguous() : bias;
   const at::Tensor y = at::empty({x.size(0), rows}, x.options());
   for_strips(rows, cols, [&](int64_t row, int64_t count) {
-    kernels::semi_structured_matvec(
+    const kernels::SemiStructuredRows strip{
         const_pointer<uint16_t>(weight.values) + row * (cols / 2),
-        const_pointer<uint8_t>(weight.metadata) + row * (cols / 8), const_pointer<uint16_t>(input),
-        mutable_pointer<uint16_t>(y) + row, rows, x.size(0), count, cols);
+        const_pointer<uint8_t>(weight.metadata) + row * (cols / 8), count, cols};
+    kernels::semi_structured_matvec(
+        strip, const_pointer<uint16_t>(input), x.size(0),
+        terms.defined() ? const_pointer<uint16_t>(terms) + row : nullptr,
+        mutable_pointer<uint16_t>(y) + row, rows);
   });
+  return y;
+}
+
+at::Tensor semi_structured_matmul(const at::Tensor& x, const SemiStructuredTensor& weight,
+                                  const at::Tensor& bias) {
+  check_operands(x, weight, bias);
+  const int64_t rows = weight.values.size(0);
+  const int64_t strip_rows = std::max<int64_t>(4, kStripElements / x.size(1) / 4 * 4);
+  const at::Tensor y = at::empty({x.size(0), rows}, x.options());
+  for (int64_t row = 0; row < rows; row += strip_rows) {
+    const int64_t count = std::min(strip_rows, rows - row);
+    const at::Tensor strip =
+        decompress({weight.values.narrow(0, row, count), weight.metadata.narrow(0, row, count)});
+    y.narrow(1, row, count)
+        .copy_(at::linear(
+            x, strip, bias.defined() ? std::optional(bias.narrow(0, row, count)) : std::nullopt));
+  }
   return y;
 }
 

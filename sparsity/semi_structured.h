@@ -44,8 +44,13 @@ SemiStructuredTensor prune_and_compress(const at::Tensor& weight, TileAlgorithm 
 
 at::Tensor decompress(const SemiStructuredTensor& packed);
 
-// x W^T without unpacking W in memory: for few rows of x, where reading W is the cost. x: [n, cols]
-// bf16 -> [n, rows] bf16; sums in fp32.
-at::Tensor semi_structured_matvec(const at::Tensor& x, const SemiStructuredTensor& weight);
+// x W^T + bias without unpacking W in memory: for few rows of x, where reading W is the cost. x:
+// [n, cols] bf16 -> [n, rows] bf16; bias: bf16 [rows] or undefined. Sums in fp32, rounded once.
+at::Tensor semi_structured_matvec(const at::Tensor& x, const SemiStructuredTensor& weight,
+                                  const at::Tensor& bias = {});
+
+// The same for many rows of x: a strip of W that fits in the cache is unpacked at a time.
+at::Tensor semi_structured_matmul(const at::Tensor& x, const SemiStructuredTensor& weight,
+                                  const at::Tensor& bias = {});
 
 }  // namespace narrowgauge::sparsity

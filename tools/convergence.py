@@ -5,7 +5,7 @@ from the reference's, beside how far seeds are from each other:
     tools/convergence.py float8 --data tinyshakespeare.txt --output runs/convergence --seeds 3 --jobs 2 --threads 1
 
 float8: every recipe against bf16. sparsity: 2:4 throughout, and for 70 % of the steps, of all linears and of the
-feed-forward part, against dense.
+feed-forward part, against dense; 2:4 throughout with float8.
 (benchmarks/optimizer_convergence.py does the same for optimizers.)
 
 Works in a checkout and in a bundle (tools/bundle.sh), which holds it too. The final loss is the mean over the
@@ -40,9 +40,12 @@ FAMILIES = {
         "sparse feed-forward": [*SPARSE, "sparsity.filter_fqns=[lm_head,self_attn]"],
         "sparse, SR-STE": [*SPARSE, "sparsity.sr_ste_decay=2.0e-4"],
         "sparse, greedy masks": [*SPARSE, "sparsity.algorithm=largest_abs_values_greedy"],
+        "sparse, tensorwise": [*SPARSE, "float8.recipe_name=tensorwise"],
+        "sparse, rowwise": [*SPARSE, "float8.recipe_name=rowwise"],
     },
 }
-NOT_EXPECTED_TO_MATCH = {"sparse", "sparse feed-forward", "sparse, SR-STE", "sparse, greedy masks"}
+NOT_EXPECTED_TO_MATCH = {"sparse", "sparse feed-forward", "sparse, SR-STE", "sparse, greedy masks", "sparse, tensorwise",
+                         "sparse, rowwise"}
 
 
 def parse_arguments():

@@ -348,17 +348,23 @@ Problem find_distillation_problem(const TrainConfig& config) {
   return std::nullopt;
 }
 
-// Which of the conversions go together on one linear is a matter of what their layers compute: so
-// far none of a 2:4 linear's products is in fp8 or fake-quantized.
+// Which of the conversions go together on one linear is a matter of what their layers compute: a
+// masked weight is cast to fp8 as any other, a masked input is not, and neither is fake-quantized.
 Problem find_sparsity_problem(const TrainConfig& config) {
   const SparsityConfig& sparsity = config.sparsity;
   if (sparsity.kind == kNoSparsity) {
     return std::nullopt;
   }
   const bool is_pruned = sparsity.kind == kPrunedWeights;
-  if (!is_pruned && config.float8.recipe_name != kNoFloat8) {
-    return {{"sparsity.kind", "expected none with float8.recipe_name " + config.float8.recipe_name +
-                                  ", got " + sparsity.kind + "; a linear is either"}};
+  const bool has_float8 = config.float8.recipe_name != kNoFloat8;
+  if (has_float8 && sparsity.kind == "semi_structured_activation") {
+    return {{"sparsity.kind", "expected none, semi_structured or pruned with float8.recipe_name " +
+                                  config.float8.recipe_name + ", got " + sparsity.kind}};
+  }
+  if (has_float8 && !is_pruned && config.float8.enable_fsdp_float8_all_gather) {
+    return {{"float8.enable_fsdp_float8_all_gather",
+             "expected false with sparsity.kind " + sparsity.kind +
+                 ", whose masks are chosen between gather and cast, got true"}};
   }
   if (config.qat.scheme != kNoScheme || !config.qat.overrides.empty() || config.lora.rank > 0) {
     return {{"sparsity.kind",

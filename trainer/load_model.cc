@@ -10,6 +10,7 @@
 #include "checkpoint/huggingface_directory.h"
 #include "checkpoint/huggingface_names.h"
 #include "quantization/quantized_model.h"
+#include "sparsity/packed_semi_sparse_linear.h"
 #include "trainer/config_reader.h"
 #include "trainer/install_quantized_model.h"
 #include "trainer/run_directory.h"
@@ -80,6 +81,7 @@ std::shared_ptr<nn::Transformer> load_full_width(const fs::path& directory,
   for (const checkpoint::ParameterSpec& spec : checkpoint::parameter_specs(config.transformer)) {
     model->replace_parameter(spec.name, source.parameter(spec.name, dtype).to(device));
   }
+  sparsity::pack_semi_structured_linears(*model);
   return model;
 }
 

@@ -21,8 +21,9 @@ struct LoadedModel {
 
 // Loads `path`, a Hugging Face directory, a run directory with hf/ in it or a directory that
 // quantize wrote, in the dtype it is stored in (float16 as float32). `tokenizer`: "" for the
-// directory's or the run's own, or what data::guess_tokenizer takes. Throws std::runtime_error for
-// what is missing or damaged, naming it, and for a tokenizer whose ids the model does not have.
+// directory's or the run's own, or what data::guess_tokenizer takes. Linears in bf16 on the CPU
+// that are 2:4 sparse stay packed (sparsity/packed_semi_sparse_linear.h). Throws std::runtime_error
+// for what is missing or damaged, naming it, and for a tokenizer whose ids the model does not have.
 LoadedModel load_model(const std::string& path, const std::string& tokenizer, at::Device device);
 
 // The model directory that `path` is or, as a run, holds. Throws std::runtime_error for a run

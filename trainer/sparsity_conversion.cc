@@ -8,14 +8,16 @@
 #include <utility>
 #include <vector>
 
+#include "float8/float8_linear.h"
 #include "fsdp/fully_shard.h"
 #include "nn/swap_linear.h"
 #include "sparsity/semi_sparse_linear.h"
+#include "trainer/float8_semi_sparse_linear.h"
 
 namespace narrowgauge::trainer {
 namespace {
 
-using sparsity::SemiSparseLinear;
+using sparsity::SemiSparseMask;
 
 sparsity::TileAlgorithm parse_algorithm(const std::string& name) {
   using Algorithm = sparsity::TileAlgorithm;
@@ -50,7 +52,7 @@ class SparsityAction final : public StepAction {
   SparsityAction(const SparsityConfig& config, nn::Transformer& model, int64_t num_backwards)
       : config_(config), parameters_(fsdp::sharded_parameters(model)) {
     for (const auto& item : model.named_modules()) {
-      if (const auto linear = std::dynamic_pointer_cast<SemiSparseLinear>(item.value())) {
+      if (const auto linear = std::dynamic_pointer_cast<SemiSparseMask>(item.value())) {
         linear->options.sr_ste_decay = config.sr_ste_decay / static_cast<double>(num_backwards);
         linears_.emplace_back(item.key(), linear);
       }
@@ -116,7 +118,7 @@ class SparsityAction final : public StepAction {
 
   SparsityConfig config_;
   std::vector<fsdp::ShardedParameter> parameters_;
-  std::vector<std::pair<std::string, std::shared_ptr<SemiSparseLinear>>> linears_;
+  std::vector<std::pair<std::string, std::shared_ptr<SemiSparseMask>>> linears_;
   bool is_sparse_ = false;
 };
 
@@ -135,16 +137,25 @@ int64_t convert_to_sparse(const SparsityConfig& config, nn::Transformer& model, 
     }
     return reason.empty();
   };
+  int64_t num_float8 = 0;
   const auto make = [&](const nn::Linear& source) -> std::shared_ptr<nn::Linear> {
     if (config.kind == "semi_structured_activation") {
       return std::make_shared<sparsity::SemiSparseActivationLinear>(source, options.algorithm);
     }
-    return std::make_shared<SemiSparseLinear>(source, options);
+    if (const auto* linear = dynamic_cast<const float8::Float8Linear*>(&source)) {
+      ++num_float8;
+      return std::make_shared<Float8SemiSparseLinear>(source, linear->config(), options);
+    }
+    return std::make_shared<sparsity::SemiSparseLinear>(source, options);
   };
   const int64_t count = nn::swap_linear(model, filter, make);
   if (speaks) {
     std::fprintf(stderr, "sparsity %s: %ld linears, masks by %s\n", config.kind.c_str(), count,
                  config.algorithm.c_str());
+    if (num_float8 > 0) {
+      std::fprintf(stderr, "sparsity with float8: %ld of them cast the masked weight\n",
+                   num_float8);
+    }
   }
   return count;
 }

@@ -28,11 +28,4 @@ void decompress(const float* values, const uint8_t* metadata, float* out, int64_
 void decompress(const uint16_t* values, const uint8_t* metadata, uint16_t* out,
                 int64_t num_elements);
 
-// y[b, row] = sum over columns of W[row, column] x[b, column], for rows [0, rows) of a packed W,
-// summed in fp32. x: [batch, cols], y: [batch, y_stride] of bf16. Reads W once for up to four rows
-// of x.
-void semi_structured_matvec(const uint16_t* values, const uint8_t* metadata, const uint16_t* x,
-                            uint16_t* y, int64_t y_stride, int64_t batch, int64_t rows,
-                            int64_t cols);
-
 }  // namespace narrowgauge::sparsity::kernels

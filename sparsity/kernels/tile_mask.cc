@@ -41,51 +41,50 @@ NG_INLINE void unrolled(const Body& body) {
   (std::make_integer_sequence<int, count>{});
 }
 
-// The best two rows for each use of the columns, of rows `row` and `row + 1`.
-struct BestHalves {
-  float sum[kUses];
-  uint32_t mask[kUses];  // 8 bits
+// The best patterns of two rows that use the columns in one way.
+struct BestHalf {
+  float sum;
+  uint32_t mask;  // 8 bits, `shift` up
 };
 
-template <int row>
-NG_INLINE BestHalves best_halves(const Tiles<float>& tiles, int lane) {
-  float pair_sum[2][kPairs];
-  unrolled<kPairs>([&](auto pair) NG_INLINE_LAMBDA {
-    for (int r = 0; r < 2; ++r) {
-      pair_sum[r][pair] = tiles.value[4 * (row + r) + kPairTable.column[0][pair]][lane] +
-                          tiles.value[4 * (row + r) + kPairTable.column[1][pair]][lane];
-    }
-  });
-  BestHalves best;
-  unrolled<kUses>([&](auto use) NG_INLINE_LAMBDA {
-    constexpr int kBegin = kHalfTable.begin[use];
-    constexpr int kCount = kHalfTable.begin[use + 1] - kBegin;
-    unrolled<kCount>([&](auto i) NG_INLINE_LAMBDA {
-      constexpr int kFirst = kHalfTable.first[kBegin + i];
-      constexpr int kSecond = kHalfTable.second[kBegin + i];
-      constexpr uint32_t kMask = kHalfTable.mask[kBegin + i];
-      const float sum = pair_sum[0][kFirst] + pair_sum[1][kSecond];
-      const bool better = i == 0 || sum > best.sum[use];
-      best.sum[use] = better ? sum : best.sum[use];
-      best.mask[use] = better ? kMask : best.mask[use];
-    });
+template <int use, int shift>
+NG_INLINE BestHalf best_half(const float (&first)[kPairs], const float (&second)[kPairs]) {
+  constexpr int kBegin = kHalfTable.begin[use];
+  constexpr int kCount = kHalfTable.begin[use + 1] - kBegin;
+  BestHalf best{};
+  unrolled<kCount>([&](auto i) NG_INLINE_LAMBDA {
+    constexpr int kFirst = kHalfTable.first[kBegin + i];
+    constexpr int kSecond = kHalfTable.second[kBegin + i];
+    constexpr uint32_t kMask = kHalfTable.mask[kBegin + i] << shift;
+    const float sum = first[kFirst] + second[kSecond];
+    const bool better = i == 0 || sum > best.sum;
+    best.sum = better ? sum : best.sum;
+    best.mask = better ? kMask : best.mask;
   });
   return best;
 }
 
+// Use by use from the sums of pairs, which are 24 of the 32 registers: the halves of one use are
+// dead before those of the next come.
 NG_INLINE void choose_optimal(const Tiles<float>& tiles, Masks& masks) {
 #pragma GCC ivdep
   for (int lane = 0; lane < kLanes; ++lane) {
-    const BestHalves upper = best_halves<0>(tiles, lane);
-    const BestHalves lower = best_halves<2>(tiles, lane);
+    float pair_sum[4][kPairs];
+    unrolled<kPairs>([&](auto pair) NG_INLINE_LAMBDA {
+      for (int row = 0; row < 4; ++row) {
+        pair_sum[row][pair] = tiles.value[4 * row + kPairTable.column[0][pair]][lane] +
+                              tiles.value[4 * row + kPairTable.column[1][pair]][lane];
+      }
+    });
     float best = 0;
     uint32_t mask = 0;
     unrolled<kUses>([&](auto use) NG_INLINE_LAMBDA {
-      constexpr int kComplement = kHalfTable.complement[use];
-      const float sum = upper.sum[use] + lower.sum[kComplement];
+      const BestHalf upper = best_half<use, 0>(pair_sum[0], pair_sum[1]);
+      const BestHalf lower = best_half<kHalfTable.complement[use], 8>(pair_sum[2], pair_sum[3]);
+      const float sum = upper.sum + lower.sum;
       const bool better = use == 0 || sum > best;
       best = better ? sum : best;
-      mask = better ? (upper.mask[use] | lower.mask[kComplement] << 8) : mask;
+      mask = better ? (upper.mask | lower.mask) : mask;
     });
     masks[lane] = mask;
   }
@@ -288,6 +287,12 @@ void optimal_mask_512(const uint16_t* weight, int64_t row_stride, int64_t rows, 
     for (int64_t col = 0; col < cols; col += 4 * kLanes) {
       const int64_t width = std::min<int64_t>(4 * kLanes, cols - col);
       Tiles<float> tiles;
+      // The strip below, of this call or the next: the choice leaves memory idle otherwise.
+      for (int64_t r = 4; r < 8; ++r) {
+        const auto* below = reinterpret_cast<const char*>(weight + (row + r) * row_stride + col);
+        _mm_prefetch(below, _MM_HINT_T1);
+        _mm_prefetch(below + 64, _MM_HINT_T1);
+      }
       load_squares(weight + row * row_stride + col, row_stride, first_of_32(width),
                    first_of_32(width - 32), tiles);
       alignas(64) Masks masks;

@@ -8,6 +8,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
+#include <string>
+
 #include "tests/support/numerics.h"
 
 namespace narrowgauge::sparsity {
@@ -114,6 +116,32 @@ TEST(SparseGpt, InputsThatAreAlwaysZeroLoseTheirWeights) {
       sparsegpt(at::randn({8, 64}), at::mm(x.t(), x), parse_pruning_pattern("0.5"));
   EXPECT_TRUE(pruned.select(1, 5).eq(0).all().item<bool>());
   EXPECT_TRUE(pruned.isfinite().all().item<bool>());
+}
+
+// A block of no columns would never come to the end of them.
+TEST(SparseGpt, BlocksWithoutColumnsAreRefused) {
+  for (const char* pattern : {"0.5", "2:4"}) {
+    for (const int64_t block_size : {0, -4}) {
+      SparseGptOptions options;
+      options.block_size = block_size;
+      try {
+        sparsegpt(at::randn({8, 64}), at::eye(64), parse_pruning_pattern(pattern), options);
+        FAIL() << pattern << " with a block_size of " << block_size;
+      } catch (const c10::Error& error) {
+        EXPECT_NE(std::string(error.what())
+                      .find("block_size of at least 1, got " + std::to_string(block_size)),
+                  std::string::npos)
+            << error.what();
+      }
+    }
+  }
+}
+
+TEST(SparseGpt, BlocksThatTheGroupDoesNotDivideAreRefused) {
+  SparseGptOptions options;
+  options.block_size = 6;
+  EXPECT_THROW(sparsegpt(at::randn({8, 64}), at::eye(64), parse_pruning_pattern("2:4"), options),
+               c10::Error);
 }
 
 TEST(SparseGpt, AnIndefiniteGramMatrixIsRefused) {

@@ -1,14 +1,17 @@
 // print_logits MODEL_DIRECTORY TOKEN_ID ...: the model's logits for these tokens on standard
-// output, as raw fp32 [num_tokens, vocab_size]. For comparison with other implementations.
+// output, as raw fp32 [num_tokens, vocab_size], and on standard error how many linears stay packed
+// as 2:4. For comparison with other implementations.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/from_blob.h>
 
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "sparsity/packed_semi_sparse_linear.h"
 #include "trainer/load_model.h"
 
 int main(int argc, char** argv) {
@@ -22,6 +25,12 @@ int main(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
     tokens.push_back(std::stoll(argv[i]));
   }
+  int num_packed = 0;
+  for (const auto& module : loaded.model->modules()) {
+    num_packed +=
+        std::dynamic_pointer_cast<narrowgauge::sparsity::PackedSemiSparseLinear>(module) ? 1 : 0;
+  }
+  std::fprintf(stderr, "%d packed 2:4 linears\n", num_packed);
   const at::Tensor logits = (*loaded.model)(at::from_blob(tokens.data(), {1, argc - 2}, at::kLong))
                                 .to(at::kFloat)
                                 .contiguous();

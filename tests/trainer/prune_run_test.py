@@ -1,16 +1,18 @@
-"""prune, what transformers and eval make of its results, and fine-tuning that holds the zeros.
+"""prune, what transformers, eval and generate make of its results, and fine-tuning that holds the zeros.
 
-Argument: narrowgauge (the binary; narrowgauge_torch beside it).
+Arguments: narrowgauge (the binary; narrowgauge_torch beside it) and print_logits.
 """
 import json
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import unittest
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
@@ -19,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import word_model
 from word_model import SEQ_LEN
 
-NARROWGAUGE = os.path.abspath(sys.argv[1])
+NARROWGAUGE, PRINT_LOGITS = map(os.path.abspath, sys.argv[1:3])
 CONFIG = """
 job:          {run_dir: "%(run)s"}
 model:        {initial_load_path: "%(model)s"}
@@ -41,6 +43,18 @@ def run(*arguments, **options):
 
 def linears(weights):
     return {name: weight.float() for name, weight in weights.items() if "_proj" in name}
+
+
+def our_logits(model, tokens):
+    """[tokens, vocab], and how many linears were packed for them."""
+    done = subprocess.run([PRINT_LOGITS, model, *map(str, tokens)], check=True, capture_output=True)
+    packed = int(re.search(rb"(\d+) packed 2:4 linears", done.stderr)[1])
+    return torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float32).reshape(len(tokens), -1).copy()), packed
+
+
+def their_logits(model, tokens, dtype):
+    with torch.no_grad():
+        return LlamaForCausalLM.from_pretrained(model, dtype=dtype)(torch.tensor([tokens])).logits[0].float()
 
 
 def limit_file_size():
@@ -170,6 +184,38 @@ class PruneRun(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
         self.assertIn("--calibration: expected text for --method wanda", done.stderr)
 
+    def held_out(self, count):
+        return list((self.folder / "held_out.txt").read_bytes()[:count])
+
+    def test_linears_of_two_in_four_stay_packed_and_compute_the_same(self):
+        """Few tokens and many, which are two products; the other patterns are dense."""
+        for method, pattern, expected in (("sparsegpt", "2:4", 12), ("magnitude", "2:4", 12), ("magnitude", "0.5", 0),
+                                          ("magnitude", "4:8", 0)):
+            model = self.prune(method, pattern)
+            for count in (3, 48):
+                with self.subTest(f"{method} {pattern} {count}"):
+                    tokens = self.held_out(count)
+                    exact = their_logits(model, tokens, torch.float32)
+                    logits, packed = our_logits(model, tokens)
+                    self.assertEqual(packed, expected)  # qkv, o, gate_up and down of three blocks
+                    rounding = (their_logits(model, tokens, torch.bfloat16) - exact).abs().max()
+                    self.assertLess((logits - exact).abs().max(), 2 * rounding)
+
+    def test_generate_decodes_from_packed_linears(self):
+        """Each token is the likeliest one for transformers too, up to what bf16 rounds."""
+        model = self.prune("sparsegpt", "2:4")
+        done = run(NARROWGAUGE, "generate", "--model", model, "--tokenizer", "bytes", "--temperature", 0, "--json",
+                   "--prompt", bytes(self.held_out(12)).decode(), "--max-new-tokens", 40)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        answer = json.loads(done.stdout.splitlines()[-1])
+        self.assertEqual(len(answer["tokens"]), 40)
+        tokens = answer["prompt_tokens"] + answer["tokens"]
+        exact = their_logits(model, tokens, torch.float32)
+        rounding = (their_logits(model, tokens, torch.bfloat16) - exact).abs().max()
+        first = len(answer["prompt_tokens"]) - 1
+        for at, token in enumerate(answer["tokens"], first):
+            self.assertLess(exact[at].max() - exact[at][token], 2 * rounding)
+
     def train(self, name, *overrides, model="sparsegpt-2_4", ranks=1):
         path = self.folder / f"{name}.yaml"
         path.write_text(CONFIG % dict(run=self.folder / name, model=self.folder / model, text=self.folder / "train.txt",
@@ -205,6 +251,29 @@ class PruneRun(unittest.TestCase):
                 self.assertEqual(self.zeros_that_moved(weights), 0)
                 self.assertLess(losses[-1][1], losses[0][1])
         self.assertGreater(self.zeros_that_moved(self.tuned("free", "sparsity.kind=none")[1]), 10000)
+
+    def test_transformers_reads_what_export_writes_of_a_tuned_2_4_model(self):
+        """The same logits, and the zeros of every linear; from the end of the run and from its checkpoint."""
+        self.prune("sparsegpt", "2:4")
+        self.tuned("exported")
+        rounded = self.folder / "exported_bf16"
+        done = run(NARROWGAUGE, "export", self.folder / "exported", "--dtype", "bfloat16", "--output", rounded)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        tokens = self.held_out(48)
+        for model, dtype in ((self.folder / "exported/hf", torch.float32), (rounded, torch.bfloat16)):
+            with self.subTest(str(dtype)):
+                loaded = LlamaForCausalLM.from_pretrained(model)
+                self.assertEqual(loaded.dtype, dtype)
+                for name, weight in loaded.named_parameters():
+                    if "_proj" in name:
+                        kept = (weight.reshape(-1, 4) != 0).sum(1)
+                        self.assertEqual(kept.max().item(), 2, name)
+                        self.assertGreater(kept.float().mean(), 1.99, name)
+                exact = their_logits(model, tokens, torch.float32)
+                logits, packed = our_logits(model, tokens)
+                self.assertEqual(packed, 12 if dtype == torch.bfloat16 else 0)
+                rounding = (their_logits(model, tokens, torch.bfloat16) - exact).abs().max()
+                self.assertLess((logits - exact).abs().max(), 2 * rounding if dtype == torch.bfloat16 else 1e-4)
 
     def test_pruned_weights_are_no_part_of_the_gradient(self):
         self.prune("sparsegpt", "2:4")

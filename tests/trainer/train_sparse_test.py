@@ -117,6 +117,33 @@ class TrainSparse(unittest.TestCase):
                 kept = self.losses(f"kept-{mode}")
                 self.assertEqual(self.losses(mode, f"activation_checkpoint.mode={mode}"), kept)
 
+    def test_goes_with_float8(self):
+        for recipe in ("tensorwise", "delayed", "rowwise"):
+            with self.subTest(recipe):
+                float8 = [f"float8.recipe_name={recipe}"]
+                schedule = ["sparsity.start_step=3", "sparsity.end_step=9", "sparsity.mask_interval=4"]
+                sparse = self.losses(f"sparse-{recipe}", *float8)
+                self.assert_sparse(self.exported(f"sparse-{recipe}"), 2)
+                self.assertNotEqual(sparse, self.losses(f"dense-{recipe}", *float8, "sparsity.kind=none"))
+                self.assertNotEqual(sparse, self.losses("bf16"))
+                straight = self.losses(f"straight-{recipe}", *float8, *schedule)
+                for step in (4, 6, 10):
+                    self.losses(f"again-{recipe}-{step}", *float8, *schedule)
+                    self.assertEqual(self.losses(f"again-{recipe}-{step}", *float8, *schedule,
+                                                 f"checkpoint.load_step={step}"), straight)
+        status, errors, _ = self.train("told", "float8.recipe_name=tensorwise")
+        self.assertEqual(status, 0, errors)
+        self.assertIn("sparsity with float8: 8 of them cast the masked weight", errors)
+
+    def test_shards_as_it_replicates_in_float8(self):
+        for recipe in ("tensorwise", "rowwise"):
+            with self.subTest(recipe):
+                overrides = [f"float8.recipe_name={recipe}", "training.max_norm=0", "sparsity.mask_interval=4"]
+                whole = self.losses(f"whole-{recipe}", *overrides, "parallelism.data_parallel_replicate_degree=2", ranks=2)
+                self.assertEqual(self.losses(f"sharded-{recipe}", *overrides, ranks=2), whole)
+                for key, value in self.exported(f"whole-{recipe}").items():
+                    self.assertTrue(torch.equal(value, self.exported(f"sharded-{recipe}")[key]), key)
+
     def test_says_what_stays_dense(self):
         status, errors, _ = self.train("run", "model.ffn_dim=60", "sparsity.filter_fqns=[lm_head,layers.0.self_attn]")
         self.assertEqual(status, 0, errors)
@@ -128,7 +155,10 @@ class TrainSparse(unittest.TestCase):
     def test_mistakes_are_told(self):
         for overrides, expected in [
                 (["sparsity.kind=2:4"], "one of none, semi_structured"),
-                (["float8.recipe_name=rowwise"], "expected none with float8.recipe_name rowwise"),
+                (["float8.recipe_name=rowwise", "sparsity.kind=semi_structured_activation"],
+                 "expected none, semi_structured or pruned with float8.recipe_name rowwise"),
+                (["float8.recipe_name=rowwise", "float8.enable_fsdp_float8_all_gather=true"],
+                 "expected false with sparsity.kind semi_structured, whose masks are chosen between gather and cast"),
                 (["sparsity.start_step=5", "sparsity.end_step=3"], "at least sparsity.start_step 5"),
                 (["sparsity.gradient=masked", "sparsity.sr_ste_decay=0.1"], "expected 0 with sparsity.gradient masked"),
                 (["sparsity.mask_interval=0"], "sparsity.mask_interval")]:
