@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/silu.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "cuda/launch_scope.h"
@@ -19,6 +20,7 @@ using torch::autograd::tensor_list;
 
 struct SwiGLU : torch::autograd::Function<SwiGLU> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input) {
+    RECORD_FUNCTION("narrowgauge::nn::SwiGLU", c10::ArrayRef<const c10::IValue>());
     const at::Tensor gate_up = input.contiguous();
     const int64_t ffn = gate_up.size(-1) / 2;
     auto sizes = gate_up.sizes().vec();

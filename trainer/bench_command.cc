@@ -149,6 +149,40 @@ double wait_for(TrainingProcess& process, double started, const std::string& mod
   }
 }
 
+// The table of where time goes, of one process. profiling.* of the configuration does not count.
+std::string profile_run(const BenchOptions& options, const std::string& mode,
+                        const fs::path& folder, const StopSignal& stop_signal) {
+  const std::string last = std::to_string(options.warmup + options.steps);
+  std::vector<std::string> overrides = run_overrides(options, mode);
+  for (const std::string& override :
+       {std::string("profiling.enable_profiling=true"), "profiling.profile_freq=" + last,
+        "profiling.profiler_warmup=" + std::to_string(options.warmup),
+        "profiling.profiler_active=" + std::to_string(options.steps),
+        std::string("profiling.save_traces_folder=profile")}) {
+    overrides.push_back(override);
+  }
+  TrainingProcess process(options.config_path, overrides, folder);
+  wait_for(process, now_seconds(), mode, stop_signal);
+  for (const char* const table : {"rank0_operators.txt", "rank0_kernels.txt"}) {
+    const fs::path path = folder / "profile" / ("iteration_" + last) / table;
+    if (fs::exists(path)) {
+      return checkpoint::read_file(path);
+    }
+  }
+  throw std::runtime_error("mode " + mode + ": expected a profile, got none; is the disk of " +
+                           folder.string() + " full?");
+}
+
+void profile_modes(const BenchOptions& options, const std::vector<std::string>& modes) {
+  const StopSignal stop_signal;
+  const TemporaryFolder folder;
+  for (const std::string& mode : modes) {
+    std::fprintf(stderr, "profiling %s\n", mode.c_str());
+    const std::string table = profile_run(options, mode, folder.path() / mode, stop_signal);
+    std::cout << (mode == modes.front() ? "" : "\n") << mode << ": " << table << std::flush;
+  }
+}
+
 bench::TimedRun time_run(const BenchOptions& options, const std::string& mode,
                          const fs::path& folder, const StopSignal& stop_signal) {
   bench::TimedRun run;
@@ -197,6 +231,9 @@ std::vector<std::string> chosen_modes(const BenchOptions& options, const TrainCo
     return options.modes;
   }
   const std::string configured = configured_mode(config);
+  if (options.profile) {
+    return {configured};
+  }
   return configured == "bf16" ? std::vector{configured}
                               : std::vector{std::string("bf16"), configured};
 }
@@ -208,6 +245,10 @@ int bench_command(const BenchOptions& options) {
   const std::vector<std::string> modes = chosen_modes(options, config);
   for (const std::string& mode : modes) {
     config_of(options, mode);
+  }
+  if (options.profile) {
+    profile_modes(options, modes);
+    return kExitDone;
   }
   std::optional<bench::EarlierTiming> earlier;
   if (!options.compare.empty()) {

@@ -112,7 +112,13 @@ BenchOptions parse_bench(std::span<const std::string> arguments) {
       .rounds = parsed.integer("rounds", 1),
       .json = parsed.text("json"),
       .compare = parsed.text("compare"),
-      .fail_below = parsed.number("fail-below", CommandArguments::kUnbounded, true)};
+      .fail_below = parsed.number("fail-below", CommandArguments::kUnbounded, true),
+      .profile = parsed.flag("profile")};
+  for (const char* const name : {"json", "compare", "rounds"}) {
+    if (options.profile && parsed.given(name)) {
+      throw parsed.mismatch(name, "nothing beside --profile", "; a profiled step is slower");
+    }
+  }
   if (parsed.given("fail-below") && options.compare.empty()) {
     throw parsed.mismatch("fail-below", "--compare beside it", "; name what to be as fast as");
   }

@@ -64,6 +64,7 @@ struct BenchOptions {
   std::string json;       // file to write; empty: none
   std::string compare;    // file that --json wrote before; empty: none
   double fail_below = 0;  // least speed beside it
+  bool profile = false;   // say where the time of a step goes, instead
 };
 
 struct GenerateOptions {

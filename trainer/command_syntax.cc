@@ -90,11 +90,13 @@ void add_training(Syntaxes& all) {
        {"rounds", "N", "processes of each mode", "3"},
        {"json", "FILE", "write every figure there"},
        {"compare", "FILE", "what --json wrote another time: print the speed beside it"},
-       {"fail-below", "R", "exit code 1 where a mode has less than R times that speed", "0"}},
+       {"fail-below", "R", "exit code 1 where a mode has less than R times that speed", "0"},
+       {"profile", "", "print where the time of a step goes, of what is configured or of --modes"}},
       "  narrowgauge bench configs/bench/llama_12m.yaml "
       "--modes bf16,float8.tensorwise,float8.rowwise,qat.8da4w\n"
       "  narrowgauge bench my.yaml training.num_threads=4 --json today.json\n"
-      "  narrowgauge bench my.yaml --compare yesterday.json --fail-below 0.95\n",
+      "  narrowgauge bench my.yaml --compare yesterday.json --fail-below 0.95\n"
+      "  narrowgauge bench my.yaml --profile\n",
       "Each mode trains in fresh processes, one in every round. ms/step is the median over all\n"
       "steps; speed is beside the first mode, the median over rounds of the ratio in a round, "
       "which\n"

@@ -87,11 +87,24 @@ class BenchRun(unittest.TestCase):
         self.assertIn("the number of threads was 64, is 1", errors)
         self.assertEqual(self.bench(*same)[0], 0)
 
+    def test_profile_of_each_mode(self):
+        status, output, errors = self.bench("--profile", *SHORT, "--modes", "bf16,float8.rowwise")
+        self.assertEqual(status, 0, errors)
+        self.assertRegex(output, r"^bf16: [0-9.]+ ms a step, mean of 2: ")
+        self.assertRegex(output, r"\nfloat8.rowwise: [0-9.]+ ms a step, mean of 2: ")
+        before, after = output.split("\nfloat8.rowwise: ")
+        self.assertNotIn("float8::scaled_mm", before)
+        for name in (" forward       float8::scaled_mm\n", " backward      float8::cast\n", " nn::AddRmsNorm\n"):
+            self.assertIn(name, after)
+        status, output, errors = self.bench("--profile", *SHORT)
+        self.assertEqual((status, output.split()[0]), (0, "fp32:"), errors)
+
     def test_mistakes_cost_no_step(self):
         for arguments, text in ((["--modes", "fp8"], "--modes: expected some of bf16"),
                                 (["--modes", "bf16,float8.tensorwize"], "mode float8.tensorwize: "),
                                 (["--steps", "0"], "--steps: expected an integer of at least 1"),
                                 (["--fail-below", "0.9"], "--fail-below: expected --compare beside it"),
+                                (["--profile", "--json", "x"], "--json: expected nothing beside --profile"),
                                 (["training.stepz=1"], "did you mean training.steps?")):
             status, _, errors = self.bench(*arguments)
             self.assertEqual(status, 2, errors)
