@@ -1,6 +1,7 @@
 #include "float8/operand.h"
 
 #include <ATen/ops/maximum.h>
+#include <ATen/record_function.h>
 
 #include <algorithm>
 #include <utility>
@@ -34,6 +35,7 @@ bool Operand::has_one_cast() const {
 }
 
 OperandCasts Operand::cast(const at::Tensor& x, bool want_dim1, bool want_dim0, bool training) {
+  RECORD_FUNCTION("narrowgauge::float8::cast", c10::ArrayRef<const c10::IValue>());
   want_dim1 = want_dim1 && is_enabled(dim1_);
   want_dim0 = want_dim0 && is_enabled(dim0_);
   OperandCasts casts;

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/record_function.h>
 
 #include <algorithm>
 #include <memory>
@@ -155,6 +156,7 @@ at::Tensor scaled_mm_reference(const Float8TrainingTensor& a, const Float8Traini
 
 at::Tensor scaled_mm(const Float8TrainingTensor& a, const Float8TrainingTensor& b,
                      at::ScalarType out_dtype, const at::Tensor& bias, bool use_fast_accum) {
+  RECORD_FUNCTION("narrowgauge::float8::scaled_mm", c10::ArrayRef<const c10::IValue>());
   check_arguments(a, b, bias);
   if (has_cuda_scaled_mm(a, b)) {
     return on_cuda(a, b, out_dtype, bias, use_fast_accum);

@@ -1,6 +1,7 @@
 #include "fsdp/fsdp_param_group.h"
 
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
@@ -51,6 +52,7 @@ bool FSDPParamGroup::has_collectives() const {
 }
 
 void FSDPParamGroup::unshard(TrainingState state) {
+  RECORD_FUNCTION("narrowgauge::fsdp::unshard", c10::ArrayRef<const c10::IValue>());
   if (params_.empty() || (state == TrainingState::kPreBackward && !unshard_in_backward_)) {
     return;
   }
@@ -173,6 +175,7 @@ void FSDPParamGroup::pre_backward(bool prefetch) {
 }
 
 void FSDPParamGroup::post_backward() {
+  RECORD_FUNCTION("narrowgauge::fsdp::post_backward", c10::ArrayRef<const c10::IValue>());
   const c10::NoGradGuard no_grad;
   training_state_ = TrainingState::kPostBackward;
   const bool reduces = requires_gradient_sync_ && has_collectives();

@@ -8,6 +8,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/searchsorted.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -196,6 +197,7 @@ struct CausalAttention : torch::autograd::Function<CausalAttention> {
                             const at::Tensor& sin, const std::optional<at::Tensor>& cu_seqlens,
                             int64_t num_heads, int64_t num_kv_heads,
                             AttentionInstructions instructions) {
+    RECORD_FUNCTION("narrowgauge::nn::CausalAttention", c10::ArrayRef<const c10::IValue>());
     const Operands operands{qkv.contiguous(),
                             cos,
                             sin,

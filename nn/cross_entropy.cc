@@ -7,6 +7,7 @@
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "cuda/launch_scope.h"
@@ -69,6 +70,7 @@ at::Tensor backward_on_cuda(const at::Tensor& logits, const at::Tensor& targets,
 struct CrossEntropySum : torch::autograd::Function<CrossEntropySum> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& targets, int64_t ignore_index) {
+    RECORD_FUNCTION("narrowgauge::nn::CrossEntropySum", c10::ArrayRef<const c10::IValue>());
     const at::Tensor logits = input.contiguous();
     const int64_t rows = logits.size(0);
     const int64_t vocab = logits.size(1);

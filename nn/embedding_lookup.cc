@@ -4,6 +4,7 @@
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <vector>
@@ -61,6 +62,7 @@ Occurrences group_by_id(const at::Tensor& ids, int64_t num_embeddings) {
 struct EmbeddingLookup : torch::autograd::Function<EmbeddingLookup> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             const at::Tensor& ids) {
+    RECORD_FUNCTION("narrowgauge::nn::EmbeddingLookup", c10::ArrayRef<const c10::IValue>());
     context->save_for_backward({ids});
     context->saved_data["num_embeddings"] = weight.size(0);
     return at::embedding(weight, ids);

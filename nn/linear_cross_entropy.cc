@@ -7,6 +7,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -102,6 +103,7 @@ struct LinearCrossEntropySum : torch::autograd::Function<LinearCrossEntropySum> 
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const at::Tensor& targets, double scale,
                             int64_t ignore_index, bool wants_x, bool wants_weight) {
+    RECORD_FUNCTION("narrowgauge::nn::LinearCrossEntropySum", c10::ArrayRef<const c10::IValue>());
     const at::Tensor x = input.contiguous();
     const Sums sums = sum_chunks(x, weight, targets, scale, ignore_index, wants_x, wants_weight);
     context->save_for_backward({sums.grad_x, sums.grad_weight});

@@ -9,6 +9,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -159,6 +160,7 @@ struct LinearDistillationSum : torch::autograd::Function<LinearDistillationSum> 
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const TeacherHead& teacher,
                             const Arguments& arguments) {
+    RECORD_FUNCTION("narrowgauge::nn::LinearDistillationSum", c10::ArrayRef<const c10::IValue>());
     const at::Tensor x = input.contiguous();
     const bool wants_x = input.requires_grad();
     const bool wants_weight = weight.requires_grad();

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "cuda/launch_scope.h"
@@ -113,6 +114,7 @@ Grads backward_kernel(const at::Tensor& grad_y, const at::Tensor& grad_h, const 
 struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, double eps) {
+    RECORD_FUNCTION("narrowgauge::nn::RmsNorm", c10::ArrayRef<const c10::IValue>());
     const at::Tensor x = input.contiguous();
     const at::Tensor y = at::empty_like(x);
     const at::Tensor rstd = empty_rstd(x);
@@ -148,6 +150,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
 struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
   static tensor_list forward(AutogradContext* context, const at::Tensor& residual,
                              const at::Tensor& input, const at::Tensor& weight, double eps) {
+    RECORD_FUNCTION("narrowgauge::nn::AddRmsNorm", c10::ArrayRef<const c10::IValue>());
     const at::Tensor r = residual.contiguous();
     const at::Tensor x = input.contiguous();
     const at::Tensor h = at::empty_like(x);

@@ -7,6 +7,7 @@
 #include <ATen/ops/outer.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/where.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <numbers>
@@ -71,6 +72,7 @@ struct SplitQkvRope : torch::autograd::Function<SplitQkvRope> {
   static tensor_list forward(AutogradContext* context, const at::Tensor& input,
                              const at::Tensor& cos, const at::Tensor& sin, int64_t num_heads,
                              int64_t num_kv_heads) {
+    RECORD_FUNCTION("narrowgauge::nn::SplitQkvRope", c10::ArrayRef<const c10::IValue>());
     const at::Tensor qkv = input.contiguous();
     const int64_t batch = qkv.size(0);
     const kernels::QkvShape shape{qkv.size(1), num_heads, num_kv_heads, 2 * cos.size(1)};

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/silu.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "cuda/launch_scope.h"
@@ -34,7 +35,12 @@ void publish(const at::Tensor& x, const at::Tensor& amax) {
 }
 
 struct SwiGLU : torch::autograd::Function<SwiGLU> {
+<<<<<<< HEAD
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, bool with_amax) {
+=======
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input) {
+    RECORD_FUNCTION("narrowgauge::nn::SwiGLU", c10::ArrayRef<const c10::IValue>());
+>>>>>>> users
     const at::Tensor gate_up = input.contiguous();
     const int64_t ffn = gate_up.size(-1) / 2;
     auto sizes = gate_up.sizes().vec();

@@ -5,6 +5,7 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -266,6 +267,7 @@ FakeQuantized fake_quantize_with_clipped_reference(const at::Tensor& x,
 
 FakeQuantized fake_quantize_with_clipped(const at::Tensor& x, const QuantizationSpec& spec,
                                          at::ScalarType dtype, bool want_clipped) {
+  RECORD_FUNCTION("narrowgauge::qat::fake_quantize", c10::ArrayRef<const c10::IValue>());
   const bool scaled = spec.grid != Grid::kAffine && x.is_cpu() && x.dim() >= 1 && x.numel() > 0;
   if (scaled && (dtype == at::kFloat || dtype == at::kBFloat16)) {
     quantization::check_spec(spec);
@@ -285,6 +287,7 @@ FakeQuantized fake_quantize_with_clipped(const at::Tensor& x, const Quantization
 }
 
 at::Tensor zero_clipped(at::Tensor grad, const at::Tensor& clipped) {
+  RECORD_FUNCTION("narrowgauge::qat::zero_clipped", c10::ArrayRef<const c10::IValue>());
   if (!clipped.defined() || grad.numel() == 0) {
     return grad;
   }

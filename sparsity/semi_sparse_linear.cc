@@ -3,6 +3,11 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
+<<<<<<< HEAD
+=======
+#include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
+>>>>>>> users
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -36,6 +41,7 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, const at::Tensor& mask,
                             bool is_masked, double decay) {
+    RECORD_FUNCTION("narrowgauge::sparsity::MaskedLinear", c10::ArrayRef<const c10::IValue>());
     context->save_for_backward({x, weight, mask});
     context->saved_data["masked"] = is_masked;
     context->saved_data["decay"] = decay;
@@ -72,6 +78,7 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
 struct MaskedActivation : torch::autograd::Function<MaskedActivation> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, int64_t algorithm) {
+    RECORD_FUNCTION("narrowgauge::sparsity::MaskedActivation", c10::ArrayRef<const c10::IValue>());
     const int64_t tokens = x.size(0);
     const at::Tensor padded = at::constant_pad_nd(x, {0, 0, 0, (4 - tokens % 4) % 4});
     const SemiStructuredTensor packed =

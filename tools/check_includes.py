@@ -28,6 +28,7 @@ ALLOWED = {
     "data": {"data", "jinja"},
     "plan": {"plan", "nn"},
     "report": {"report"},
+    "bench": {"bench"},
     "export": {"export", "nn", "qat", "quantization", "sparsity", "checkpoint", "data"},
 }
 EVERYTHING = set(ALLOWED) | {"trainer"}

@@ -101,6 +101,30 @@ ReportOptions parse_report(std::span<const std::string> arguments) {
   return options;
 }
 
+BenchOptions parse_bench(std::span<const std::string> arguments) {
+  const CommandArguments parsed("bench", arguments);
+  BenchOptions options = {
+      .config_path = parsed.text("config"),
+      .overrides = parsed.list("overrides"),
+      .modes = parsed.list("modes"),
+      .steps = parsed.integer("steps", 1),
+      .warmup = parsed.integer("warmup", 0),
+      .rounds = parsed.integer("rounds", 1),
+      .json = parsed.text("json"),
+      .compare = parsed.text("compare"),
+      .fail_below = parsed.number("fail-below", CommandArguments::kUnbounded, true),
+      .profile = parsed.flag("profile")};
+  for (const char* const name : {"json", "compare", "rounds"}) {
+    if (options.profile && parsed.given(name)) {
+      throw parsed.mismatch(name, "nothing beside --profile", "; a profiled step is slower");
+    }
+  }
+  if (parsed.given("fail-below") && options.compare.empty()) {
+    throw parsed.mismatch("fail-below", "--compare beside it", "; name what to be as fast as");
+  }
+  return options;
+}
+
 GenerateOptions parse_generate(std::span<const std::string> arguments) {
   const CommandArguments parsed("generate", arguments);
   return {.model = parsed.text("model"),

@@ -53,6 +53,20 @@ struct ReportOptions {
   bool csv = false;    // metrics.csv of each run instead of the page
 };
 
+struct BenchOptions {
+  std::string config_path;
+  std::vector<std::string> overrides;
+  std::vector<std::string>
+      modes;           // as mode_overrides takes them; empty: bf16 and the configured one
+  int64_t steps = 12;  // of a process, after the warm-up
+  int64_t warmup = 3;
+  int64_t rounds = 3;
+  std::string json;       // file to write; empty: none
+  std::string compare;    // file that --json wrote before; empty: none
+  double fail_below = 0;  // least speed beside it
+  bool profile = false;   // say where the time of a step goes, instead
+};
+
 struct GenerateOptions {
   std::string model;      // Hugging Face directory, or a run directory with hf/ in it
   std::string tokenizer;  // empty: the model's; else "bytes", a tokenizer file or its directory
@@ -203,6 +217,7 @@ TrainOptions parse_train(std::span<const std::string> arguments);
 ValidateOptions parse_validate(std::span<const std::string> arguments);
 PlanOptions parse_plan(std::span<const std::string> arguments);
 ReportOptions parse_report(std::span<const std::string> arguments);
+BenchOptions parse_bench(std::span<const std::string> arguments);
 GenerateOptions parse_generate(std::span<const std::string> arguments);
 EvalOptions parse_eval(std::span<const std::string> arguments);
 QuantizeOptions parse_quantize(std::span<const std::string> arguments);

@@ -77,6 +77,31 @@ void add_training(Syntaxes& all) {
       "  narrowgauge report runs/quickstart\n"
       "  narrowgauge report runs/bf16 runs/fp8 --output compare.html\n",
       "train writes the page of its own run when it ends, and <run>/tensorboard as it goes.\n"};
+  all["bench"] = {
+      "Times training steps of a configuration in several modes, in turn.",
+      "CONFIG [section.key=value ...] [--modes MODE,...] [options]",
+      {kConfig,
+       kOverrides,
+       {"modes", "MODE,...",
+        "bf16, fp32, configured, float8.RECIPE, qat.SCHEME, sparsity.KIND or optimizer.NAME; "
+        "default: bf16 and what is configured"},
+       {"steps", "N", "to time in a process", "12"},
+       {"warmup", "N", "steps before these", "3"},
+       {"rounds", "N", "processes of each mode", "3"},
+       {"json", "FILE", "write every figure there"},
+       {"compare", "FILE", "what --json wrote another time: print the speed beside it"},
+       {"fail-below", "R", "exit code 1 where a mode has less than R times that speed", "0"},
+       {"profile", "", "print where the time of a step goes, of what is configured or of --modes"}},
+      "  narrowgauge bench configs/bench/llama_12m.yaml "
+      "--modes bf16,float8.tensorwise,float8.rowwise,qat.8da4w\n"
+      "  narrowgauge bench my.yaml training.num_threads=4 --json today.json\n"
+      "  narrowgauge bench my.yaml --compare yesterday.json --fail-below 0.95\n"
+      "  narrowgauge bench my.yaml --profile\n",
+      "Each mode trains in fresh processes, one in every round. ms/step is the median over all\n"
+      "steps; speed is beside the first mode, the median over rounds of the ratio in a round, "
+      "which\n"
+      "holds on a machine whose speed drifts. Nothing is validated, saved or exported meanwhile.\n"
+      "benchmarks/train_step.py times PyTorch and torchao on the same model.\n"};
   all["test"] = {"Builds and runs every test. The launcher of the repository does it, no other.",
                  "[--slow] [BAZEL ARGUMENT ...]",
                  {{"slow", "", "the long tests too"}},

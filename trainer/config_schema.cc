@@ -538,10 +538,10 @@ std::vector<ConfigKey> profiling_keys() {
   using P = ProfilingConfig;
   return {
       {"profiling", "enable_profiling", BooleanKey{field<&C::profiling, &P::enable_profiling>}, "",
-       "write traces and a table of the device's kernels while training", "profile"},
+       "write traces and a table of where the time of a step went while training", "profile"},
       {"profiling", "save_traces_folder", TextKey{field<&C::profiling, &P::save_traces_folder>}, "",
        "below job.run_dir: iteration_STEP/rankN_trace.json, which chrome://tracing and Perfetto "
-       "open, and rankN_kernels.txt",
+       "open, and rankN_kernels.txt, on a CPU rankN_operators.txt: where the time went",
        "trace_dir"},
       {"profiling", "profile_freq",
        IntegerKey{field<&C::profiling, &P::profile_freq>, 1, kMaxSteps}, "steps",

@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "trainer/bench_command.h"
 #include "trainer/checkpoint_command.h"
 #include "trainer/command_line.h"
 #include "trainer/config_check.h"
@@ -122,15 +123,19 @@ int validate(Arguments arguments) {
   return kExitDone;
 }
 
-// The commands of narrowgauge_torch that are for one process; `parse` looks for mistakes.
-template <auto parse>
-int hand_over(const std::string& command, Arguments arguments) {
-  parse(arguments);
+void expect_one_process(const std::string& command) {
   const int64_t num_ranks = announced_world_size().value_or(1);
   if (num_ranks > 1) {
     throw UsageError("expected one process, got " + std::to_string(num_ranks) +
                      " ranks; only train runs on several, so start " + command + " without mpirun");
   }
+}
+
+// The commands of narrowgauge_torch that are for one process; `parse` looks for mistakes.
+template <auto parse>
+int hand_over(const std::string& command, Arguments arguments) {
+  parse(arguments);
+  expect_one_process(command);
   become_torch_binary(command, arguments);
 }
 
@@ -143,6 +148,11 @@ int import_model(Arguments arguments) { return hand_over<parse_import>("import",
 
 int plan(Arguments a) { return plan_command(parse_plan(a)); }
 int report(Arguments a) { return report_command(parse_report(a)); }
+int bench(Arguments a) {
+  const BenchOptions options = parse_bench(a);
+  expect_one_process("bench");
+  return bench_command(options);
+}
 int tokenizer_train(Arguments a) { return train_tokenizer(parse_tokenizer_train(a)); }
 int tokenizer_encode(Arguments a) { return encode_lines(parse_tokenizer_encode(a)); }
 int tokenizer_decode(Arguments a) { return decode_lines(parse_tokenizer_decode(a)); }
@@ -172,6 +182,7 @@ constexpr Command kCommands[] = {
     {"validate", "check a configuration and print it with all defaults", validate},
     {"plan", "tell what a run needs and how fast it would be", plan},
     {"report", "write a page about runs, or their metrics as CSV", report},
+    {"bench", "time training steps in several modes", bench},
     {"generate", "continue a prompt", generate},
     {"eval", "measure a model: perplexity, tasks, divergence from another", eval},
     {"quantize", "round a model's weights to codes, after training", quantize},

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "trainer/kernel_table.h"
+#include "trainer/operator_table.h"
 
 namespace narrowgauge::trainer {
 namespace {
@@ -32,6 +33,7 @@ std::set<ActivityType> activities(c10::Device device) {
                          : std::set<ActivityType>{ActivityType::CPU, ActivityType::CUDA};
 }
 
+<<<<<<< HEAD
 void wait_for(c10::Device device) {
   if (!device.is_cpu()) {
     c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
@@ -40,16 +42,26 @@ void wait_for(c10::Device device) {
 
 std::string describe(const KinetoEvent& operation) {
   std::string text = operation.name();
+=======
+// "128x64 64x32"
+std::string shapes_of(const KinetoEvent& operation) {
+  std::string text;
+>>>>>>> users
   if (operation.hasShapes()) {
     for (const auto& shape : operation.shapes()) {
       std::string sizes;
       for (const int64_t size : shape) {
         sizes += (sizes.empty() ? "" : "x") + std::to_string(size);
       }
-      text += sizes.empty() ? "" : " " + sizes;
+      text += (text.empty() || sizes.empty() ? "" : " ") + sizes;
     }
   }
   return text;
+}
+
+std::string describe(const KinetoEvent& operation) {
+  const std::string shapes = shapes_of(operation);
+  return operation.name() + (shapes.empty() ? "" : " " + shapes);
 }
 
 // 2 m n k of a product of matrices, whichever operator makes it; else 0.
@@ -71,7 +83,20 @@ double product_flops(const KinetoEvent& operation) {
   return 0;
 }
 
-std::string table_of(const ProfilerResult& result) {
+std::string operators_of(const ProfilerResult& result) {
+  std::vector<HostEvent> on_host;
+  for (const KinetoEvent& event : result.events()) {
+    if (event.deviceType() == c10::DeviceType::CPU) {
+      const double flops = product_flops(event);
+      on_host.push_back({event.name(), event.startThreadId(), static_cast<int64_t>(event.startNs()),
+                         static_cast<int64_t>(event.endNs()), flops,
+                         flops > 0 ? shapes_of(event) : ""});
+    }
+  }
+  return operator_table(on_host);
+}
+
+std::string kernels_of(const ProfilerResult& result) {
   std::unordered_map<uint64_t, const KinetoEvent*> operations;
   for (const KinetoEvent& event : result.events()) {
     if (event.deviceType() == c10::DeviceType::CPU && event.linkedCorrelationId() == 0) {
@@ -139,12 +164,10 @@ void StepProfiler::write(int64_t step) {
   std::filesystem::create_directories(folder, error);
   result->save(folder / (rank + "_trace.json"));
   bool written = std::filesystem::exists(folder / (rank + "_trace.json"));
-  if (!device_.is_cpu()) {
-    std::ofstream file(folder / (rank + "_kernels.txt"));
-    file << table_of(*result);
-    file.close();
-    written = written && !file.fail();
-  }
+  std::ofstream file(folder / (rank + (device_.is_cpu() ? "_operators.txt" : "_kernels.txt")));
+  file << (device_.is_cpu() ? operators_of(*result) : kernels_of(*result));
+  file.close();
+  written = written && !file.fail();
   if (!written) {
     std::fprintf(stderr, "step %ld: no trace could be written to %s\n", step, folder.c_str());
   }

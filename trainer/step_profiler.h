@@ -12,7 +12,8 @@ namespace narrowgauge::trainer {
 // Traces of whole steps by libtorch's profiler: every profile_freq steps, after profiler_warmup
 // steps with the profiler on, profiler_active steps are written. For each trace two files:
 //   FOLDER/iteration_STEP/rankN_trace.json    for chrome://tracing and Perfetto
-//   FOLDER/iteration_STEP/rankN_kernels.txt   what ran on the GPU; see kernel_table.h. Not on a CPU
+//   FOLDER/iteration_STEP/rankN_kernels.txt   what ran on the GPU; see kernel_table.h
+//   FOLDER/iteration_STEP/rankN_operators.txt in place of it on a CPU; see operator_table.h
 // One at a time in a process. Methods are called by the thread that runs the steps.
 class StepProfiler {
  public:

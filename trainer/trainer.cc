@@ -5,6 +5,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 
 #include <algorithm>
 #include <chrono>
@@ -45,6 +46,19 @@ at::Tensor cu_seqlens_of(data::Batch& batch, at::Device device) {
                                         {static_cast<int64_t>(batch.cu_seqlens.size())}, at::kInt);
   return device.is_cpu() ? view.clone() : view.pin_memory().to(device, /*non_blocking=*/true);
 }
+
+// Makes `name` visible to the profiler while it lives: "step", or a part of one (operator_table.h).
+class Phase {
+ public:
+  explicit Phase(const char* name) : record_(at::RecordScope::FUNCTION) {
+    if (record_.isActive()) {
+      record_.before(name);
+    }
+  }
+
+ private:
+  at::RecordFunction record_;
+};
 
 constexpr int64_t kWarmUpSteps = 2;  // the first steps fill caches and make optimizer states
 
@@ -269,6 +283,7 @@ double Trainer::mean_step_seconds() const {
 }
 
 StepMetrics Trainer::train_step(int64_t step) {
+  const Phase whole("step");
   const double started = now_seconds();
   const auto communicated = communication_ ? communication_->time() : comm::StreamTime{};
   for (const auto& action : built_.actions) {
@@ -279,16 +294,9 @@ StepMetrics Trainer::train_step(int64_t step) {
   for (const auto& action : built_.actions) {
     action->after_backward();
   }
-  // The one wait for a GPU in a step; the loss is there by then.
-  const double grad_norm =
-      fsdp::total_grad_norm(parameters_, mesh_, 2.0, optimizer_->applied_gradient_norms());
-  const double loss = sum_over_ranks(local_loss.item<double>());
+  const auto [loss, grad_norm] = measure(local_loss);
   const StepGuard::Verdict verdict = guard_.judge(step, loss, grad_norm);
-  if (verdict == StepGuard::Verdict::kApply) {
-    const double max_norm = config_.training.max_norm;
-    optimizer_->step(lr, max_norm > 0 ? fsdp::clip_coefficient(grad_norm, max_norm) : 1.0);
-  }
-  optimizer_->zero_grad();
+  apply_gradients(verdict, lr, grad_norm);
   run_actions_after(step, verdict);
 
   StepMetrics metrics;
@@ -309,6 +317,23 @@ StepMetrics Trainer::train_step(int64_t step) {
     metrics.exposed_communication_seconds = now.waited_seconds - communicated.waited_seconds;
   }
   return metrics;
+}
+
+std::pair<double, double> Trainer::measure(const at::Tensor& local_loss) {
+  const Phase phase("step/gradient norm");
+  // The one wait for a GPU in a step; the loss is there by then.
+  const double grad_norm =
+      fsdp::total_grad_norm(parameters_, mesh_, 2.0, optimizer_->applied_gradient_norms());
+  return {sum_over_ranks(local_loss.item<double>()), grad_norm};
+}
+
+void Trainer::apply_gradients(StepGuard::Verdict verdict, double lr, double grad_norm) {
+  const Phase phase("step/optimizer");
+  if (verdict == StepGuard::Verdict::kApply) {
+    const double max_norm = config_.training.max_norm;
+    optimizer_->step(lr, max_norm > 0 ? fsdp::clip_coefficient(grad_norm, max_norm) : 1.0);
+  }
+  optimizer_->zero_grad();
 }
 
 void Trainer::run_actions_after(int64_t step, StepGuard::Verdict verdict) {
@@ -362,6 +387,13 @@ void Trainer::check_replicas() {
   replica_check_.check(state_.step, of_shard, of_run);
 }
 
+at::Tensor Trainer::forward(data::Batch& batch, double weight) {
+  const Phase phase("step/forward");
+  return model_->loss_sum(to_tensor(batch.inputs, batch, device_),
+                          to_tensor(batch.targets, batch, device_), weight,
+                          cu_seqlens_of(batch, device_));
+}
+
 at::Tensor Trainer::accumulate_gradients(int64_t step, double lr) {
   const int64_t batch_size = config_.training.local_batch_size;
   const int64_t num_micro_batches = plan_.accumulation_steps;
@@ -384,12 +416,11 @@ at::Tensor Trainer::accumulate_gradients(int64_t step, double lr) {
       action->before_forward(first_sample + i * batch_size);
     }
     fsdp::set_requires_gradient_sync(*model_, i == num_micro_batches - 1);
-    const at::Tensor part = model_->loss_sum(to_tensor(batch.inputs, batch, device_),
-                                             to_tensor(batch.targets, batch, device_),
-                                             1.0 / global_valid, cu_seqlens_of(batch, device_));
+    const at::Tensor part = forward(batch, 1.0 / global_valid);
     if (i == num_micro_batches - 1) {
       optimizer_->begin_last_backward(lr);
     }
+    const Phase phase("step/backward");
     part.backward();
     loss.add_(part.detach());
   }

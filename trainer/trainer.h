@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -73,6 +74,9 @@ class Trainer {
   StepMetrics train_step(int64_t step);
   void record(const StepMetrics& metrics);
   void go_back_from(const LossSpike& spike);
+  // The loss, and the norm of the gradients.
+  std::pair<double, double> measure(const at::Tensor& local_loss);
+  void apply_gradients(StepGuard::Verdict verdict, double lr, double grad_norm);
   void run_actions_after(int64_t step, StepGuard::Verdict verdict);
   // On the first rank, in the log and to people.
   void tell(const StepReport& report);
@@ -87,6 +91,8 @@ class Trainer {
   // rank's sum of losses divided by the global number of valid tokens: 0-dim fp64 on the device,
   // which may still be at work.
   at::Tensor accumulate_gradients(int64_t step, double lr);
+  // The batch's sum of losses times `weight`.
+  at::Tensor forward(data::Batch& batch, double weight);
   void validate();
   void write_sample();
   // Where one is due, a checkpoint; one that cannot be written costs a line, not the run.

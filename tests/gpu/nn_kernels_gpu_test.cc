@@ -18,10 +18,10 @@
 
 #include "cuda/launch_scope.h"
 #include "nn/cross_entropy.h"
+#include "nn/dropout.h"
 #include "nn/kernel_dispatch.h"
 #include "nn/kernels/swiglu_cuda.h"
 #include "nn/known_amax.h"
-#include "nn/dropout.h"
 #include "nn/rms_norm.h"
 #include "nn/rotary_embedding.h"
 #include "nn/swiglu.h"

@@ -56,6 +56,29 @@ TEST(ParseReport, TakesRunsAndOptions) {
   EXPECT_THROW(parse_report(Arguments{"a", "--csv", "--output", "x"}), UsageError);
 }
 
+TEST(ParseBench, TakesEveryOption) {
+  const BenchOptions options = parse_bench(
+      Arguments{"c.yaml", "a.b=1", "--modes", "bf16,qat.8da4w", "--steps", "5", "--warmup=0",
+                "--rounds", "2", "--json", "a.json", "--compare", "b.json", "--fail-below", "0.9"});
+  EXPECT_EQ(options.config_path, "c.yaml");
+  EXPECT_EQ(options.overrides, Arguments{"a.b=1"});
+  EXPECT_EQ(options.modes, (Arguments{"bf16", "qat.8da4w"}));
+  EXPECT_EQ(options.steps, 5);
+  EXPECT_EQ(options.warmup, 0);
+  EXPECT_EQ(options.rounds, 2);
+  EXPECT_EQ(options.json, "a.json");
+  EXPECT_EQ(options.compare, "b.json");
+  EXPECT_EQ(options.fail_below, 0.9);
+  const BenchOptions plain = parse_bench(Arguments{"c.yaml"});
+  EXPECT_EQ(plain.modes, BenchOptions{}.modes);
+  EXPECT_EQ(plain.steps, BenchOptions{}.steps);
+  EXPECT_EQ(plain.warmup, BenchOptions{}.warmup);
+  EXPECT_EQ(plain.rounds, BenchOptions{}.rounds);
+  EXPECT_EQ(plain.fail_below, BenchOptions{}.fail_below);
+  EXPECT_THROW(parse_bench(Arguments{"c.yaml", "--fail-below", "1"}), UsageError);
+  EXPECT_THROW(parse_bench(Arguments{"--steps", "5"}), UsageError);
+}
+
 TEST(ParseGenerate, TakesEveryOption) {
   const GenerateOptions options = parse_generate(
       Arguments{"--model", "m", "--tokenizer=t.json", "--prompt", "a, b = -1", "--chat-template",

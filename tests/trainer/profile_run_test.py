@@ -4,6 +4,7 @@ Argument: narrowgauge (the binary; narrowgauge_torch beside it).
 """
 import json
 import pathlib
+import re
 import sys
 import tempfile
 import unittest
@@ -44,6 +45,22 @@ class ProfileRun(unittest.TestCase):
                     for name in ("one", "two")}
         self.assertGreater(products["one"], 0)
         self.assertEqual(products["two"], 2 * products["one"])
+
+    def test_operators_add_up_to_the_step(self):
+        self.profile("operators", "profiling.profile_freq=8", "profiling.profiler_active=3", "training.global_batch_size=1",
+                     "training.mixed_precision_param=bfloat16")
+        text = (self.runs.folder / "operators/traces/iteration_8/rank0_operators.txt").read_text()
+        first, _, header, *lines = text.splitlines()
+        total, phases = re.fullmatch(r"([0-9.]+) ms a step, mean of 3: (.*)", first).groups()
+        self.assertEqual({phase.rsplit(" ", 1)[0] for phase in phases.split(", ")},
+                         {"forward", "backward", "gradient norm", "optimizer", "the rest"})
+        self.assertAlmostEqual(sum(float(phase.rsplit(" ", 1)[1]) for phase in phases.split(", ")), float(total), delta=0.01)
+        self.assertEqual(header.split(), ["ms", "%", "calls", "us", "each", "GFLOP/s", "phase", "operator"])
+        self.assertAlmostEqual(sum(float(line.split()[0]) for line in lines), float(total), delta=0.001 * len(lines))
+        for phase, name in (("forward", "nn::CausalAttention"), ("backward", "nn::CausalAttention"), ("forward", "nn::SwiGLU"),
+                            ("backward", "nn::SwiGLU"), ("forward", "aten::mm"), ("backward", "aten::mm"),
+                            ("optimizer", "(in no operator)")):
+            self.assertTrue(any(f" {phase} " in line and f" {name}" in line for line in lines), f"{phase} {name}\n{text}")
 
     def test_each_rank_writes_its_own(self):
         self.profile("ranks", "profiling.profile_freq=5", ranks=2)
