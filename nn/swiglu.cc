@@ -35,12 +35,8 @@ void publish(const at::Tensor& x, const at::Tensor& amax) {
 }
 
 struct SwiGLU : torch::autograd::Function<SwiGLU> {
-<<<<<<< HEAD
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, bool with_amax) {
-=======
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& input) {
     RECORD_FUNCTION("narrowgauge::nn::SwiGLU", c10::ArrayRef<const c10::IValue>());
->>>>>>> users
     const at::Tensor gate_up = input.contiguous();
     const int64_t ffn = gate_up.size(-1) / 2;
     auto sizes = gate_up.sizes().vec();

@@ -3,11 +3,7 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
-<<<<<<< HEAD
-=======
-#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
->>>>>>> users
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 

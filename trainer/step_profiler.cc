@@ -33,20 +33,15 @@ std::set<ActivityType> activities(c10::Device device) {
                          : std::set<ActivityType>{ActivityType::CPU, ActivityType::CUDA};
 }
 
-<<<<<<< HEAD
 void wait_for(c10::Device device) {
   if (!device.is_cpu()) {
     c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
   }
 }
 
-std::string describe(const KinetoEvent& operation) {
-  std::string text = operation.name();
-=======
 // "128x64 64x32"
 std::string shapes_of(const KinetoEvent& operation) {
   std::string text;
->>>>>>> users
   if (operation.hasShapes()) {
     for (const auto& shape : operation.shapes()) {
       std::string sizes;
