@@ -36,7 +36,7 @@ mkdir -p "$building"/{bin,lib,lib-mpi} "$building/mpi/"{bin,share,$components}
 cp -L "${programs[@]}" "$building/bin/"
 chmod u+w "$building"/bin/*
 cp -rL "$root/configs" "$building/"
-cp "$root/tools/convergence.py" "$root/tools/qat_convergence.py" "$building/"
+cp "$root/tools/qat_convergence.py" "$building/"
 
 # What ranks of one host, or of several over TCP, open while they run; ldd does not see it.
 cp -L "$(type -P mpirun)" "$building/mpi/bin/mpirun"

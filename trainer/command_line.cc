@@ -125,6 +125,20 @@ BenchOptions parse_bench(std::span<const std::string> arguments) {
   return options;
 }
 
+ConvergenceOptions parse_convergence(std::span<const std::string> arguments) {
+  const CommandArguments parsed("bench convergence", arguments);
+  return {.family = parsed.text("family"),
+          .config_path = parsed.text("config"),
+          .overrides = parsed.list("overrides"),
+          .variants = parsed.list("variant"),
+          .output = parsed.text("output"),
+          .seeds = parsed.integer("seeds", 1),
+          .jobs = parsed.integer("jobs", 1),
+          .threads = parsed.integer("threads", 1),
+          .tolerance_percent = parsed.number("tolerance", CommandArguments::kUnbounded, true),
+          .table_only = parsed.flag("table-only")};
+}
+
 GenerateOptions parse_generate(std::span<const std::string> arguments) {
   const CommandArguments parsed("generate", arguments);
   return {.model = parsed.text("model"),

@@ -67,6 +67,19 @@ struct BenchOptions {
   bool profile = false;   // say where the time of a step goes, instead
 };
 
+struct ConvergenceOptions {
+  std::string family;
+  std::string config_path;
+  std::vector<std::string> overrides;
+  std::vector<std::string> variants;  // empty: all of the family
+  std::string output;                 // empty: runs/convergence_<family>
+  int64_t seeds = 3;                  // 1, 2, ... of each variant
+  int64_t jobs = 1;                   // runs at a time
+  int64_t threads = 1;                // of each run
+  double tolerance_percent = 0.25;
+  bool table_only = false;  // train nothing
+};
+
 struct GenerateOptions {
   std::string model;      // Hugging Face directory, or a run directory with hf/ in it
   std::string tokenizer;  // empty: the model's; else "bytes", a tokenizer file or its directory
@@ -218,6 +231,7 @@ ValidateOptions parse_validate(std::span<const std::string> arguments);
 PlanOptions parse_plan(std::span<const std::string> arguments);
 ReportOptions parse_report(std::span<const std::string> arguments);
 BenchOptions parse_bench(std::span<const std::string> arguments);
+ConvergenceOptions parse_convergence(std::span<const std::string> arguments);
 GenerateOptions parse_generate(std::span<const std::string> arguments);
 EvalOptions parse_eval(std::span<const std::string> arguments);
 QuantizeOptions parse_quantize(std::span<const std::string> arguments);

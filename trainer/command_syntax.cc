@@ -101,7 +101,31 @@ void add_training(Syntaxes& all) {
       "steps; speed is beside the first mode, the median over rounds of the ratio in a round, "
       "which\n"
       "holds on a machine whose speed drifts. Nothing is validated, saved or exported meanwhile.\n"
+      "`narrowgauge bench convergence --help`: what a mode costs in quality.\n"
       "benchmarks/train_step.py times PyTorch and torchao on the same model.\n"};
+  all["bench convergence"] = {
+      "Trains variants of a configuration with several seeds and compares their final losses.",
+      "FAMILY [section.key=value ...] [options]",
+      {{"family", "FAMILY", "float8, sparsity, qat or optimizers", "", Argument::kPositional, true},
+       kOverrides,
+       {"config", "CONFIG", "YAML file", "configs/convergence/llama_3m.yaml"},
+       {"output", "DIR", "folder of the runs; default: runs/convergence_FAMILY"},
+       {"variant", "NAME", "may be given more than once; default: all of the family", "",
+        Argument::kRepeatedOption},
+       {"seeds", "N", "1, 2, ... N of each variant", "3"},
+       {"jobs", "N", "runs at a time", "1"},
+       {"threads", "N", "of each run", "1"},
+       {"tolerance", "PERCENT", "by which a variant's mean may be above the reference's", "0.25"},
+       {"table-only", "", "train nothing"}},
+      "  narrowgauge bench convergence float8 'data.train=[tinyshakespeare.txt]' --jobs 2\n"
+      "  narrowgauge bench convergence sparsity training.steps=3000 --variant dense --variant "
+      "sparse\n",
+      "The final loss is the mean over the validations of the last tenth of the steps; the table\n"
+      "sets its mean over seeds beside the first variant's, and beside how far seeds are apart.\n"
+      "DIR has the runs, table.json and report.html with the plots. Runs that are done are not\n"
+      "repeated and interrupted ones go on: start it again. Exit code 1 if a run fails, or a "
+      "variant\n"
+      "that is meant to match the first is worse by more than the tolerance.\n"};
   all["test"] = {"Builds and runs every test. The launcher of the repository does it, no other.",
                  "[--slow] [BAZEL ARGUMENT ...]",
                  {{"slow", "", "the long tests too"}},

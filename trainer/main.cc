@@ -28,6 +28,7 @@
 #include "trainer/config_docs.h"
 #include "trainer/config_reader.h"
 #include "trainer/config_writer.h"
+#include "trainer/convergence_command.h"
 #include "trainer/data_command.h"
 #include "trainer/nearest_name.h"
 #include "trainer/plan_command.h"
@@ -153,6 +154,11 @@ int bench(Arguments a) {
   expect_one_process("bench");
   return bench_command(options);
 }
+int bench_convergence(Arguments a) {
+  const ConvergenceOptions options = parse_convergence(a);
+  expect_one_process("bench convergence");
+  return convergence_command(options);
+}
 int tokenizer_train(Arguments a) { return train_tokenizer(parse_tokenizer_train(a)); }
 int tokenizer_encode(Arguments a) { return encode_lines(parse_tokenizer_encode(a)); }
 int tokenizer_decode(Arguments a) { return decode_lines(parse_tokenizer_decode(a)); }
@@ -183,6 +189,7 @@ constexpr Command kCommands[] = {
     {"plan", "tell what a run needs and how fast it would be", plan},
     {"report", "write a page about runs, or their metrics as CSV", report},
     {"bench", "time training steps in several modes", bench},
+    {"bench convergence", "compare final losses of variants, over seeds", bench_convergence},
     {"generate", "continue a prompt", generate},
     {"eval", "measure a model: perplexity, tasks, divergence from another", eval},
     {"quantize", "round a model's weights to codes, after training", quantize},
@@ -253,6 +260,12 @@ std::vector<std::string_view> words_after(std::string_view prefix) {
   return words;
 }
 
+const Command* find_command(const std::string& name) {
+  const auto found = std::find_if(std::begin(kCommands), std::end(kCommands),
+                                  [&](const Command& command) { return command.name == name; });
+  return found == std::end(kCommands) ? nullptr : found;
+}
+
 // The name of a command as the first one or two arguments give it, or of a group when nothing or a
 // request for help follows it. `known` becomes what of it is right, for messages.
 std::string find_name(Arguments arguments, std::string& known) {
@@ -264,6 +277,9 @@ std::string find_name(Arguments arguments, std::string& known) {
       break;
     }
     if (std::find(words.begin(), words.end(), argument) == words.end()) {
+      if (find_command(name) != nullptr) {
+        break;  // an argument of "bench", which "bench convergence" has at its side
+      }
       const auto near = nearest_name(argument, words);
       throw UsageError("unknown command " + argument +
                        (near ? "; did you mean " + std::string(*near) + "?"
@@ -272,12 +288,6 @@ std::string find_name(Arguments arguments, std::string& known) {
     name = known = prefix + argument;
   }
   return name;
-}
-
-const Command* find_command(const std::string& name) {
-  const auto found = std::find_if(std::begin(kCommands), std::end(kCommands),
-                                  [&](const Command& command) { return command.name == name; });
-  return found == std::end(kCommands) ? nullptr : found;
 }
 
 // The arguments behind the words of a name.

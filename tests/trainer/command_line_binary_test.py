@@ -13,7 +13,7 @@ import time
 import unittest
 
 BINARY = pathlib.Path(sys.argv.pop(1)).resolve()
-COMMANDS = ["train", "validate", "plan", "report", "bench", "generate", "eval", "quantize", "export", "import",
+COMMANDS = ["train", "validate", "plan", "report", "bench", "bench convergence", "generate", "eval", "quantize", "export", "import",
             "checkpoint list", "checkpoint verify", "checkpoint diff", "checkpoint export", "checkpoint prune", "tokenizer train", "tokenizer encode",
             "tokenizer decode", "data prepare", "data inspect"]
 MINIMAL = """\

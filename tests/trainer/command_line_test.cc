@@ -79,6 +79,29 @@ TEST(ParseBench, TakesEveryOption) {
   EXPECT_THROW(parse_bench(Arguments{"--steps", "5"}), UsageError);
 }
 
+TEST(ParseConvergence, TakesEveryOption) {
+  const ConvergenceOptions options = parse_convergence(
+      Arguments{"float8", "a.b=1", "--config", "c.yaml", "--output", "o", "--variant", "bf16",
+                "--variant", "70 % sparse, then dense", "--seeds", "2", "--jobs", "4", "--threads",
+                "3", "--tolerance", "1.5", "--table-only"});
+  EXPECT_EQ(options.family, "float8");
+  EXPECT_EQ(options.overrides, Arguments{"a.b=1"});
+  EXPECT_EQ(options.config_path, "c.yaml");
+  EXPECT_EQ(options.output, "o");
+  EXPECT_EQ(options.variants, (Arguments{"bf16", "70 % sparse, then dense"}));
+  EXPECT_EQ(options.seeds, 2);
+  EXPECT_EQ(options.jobs, 4);
+  EXPECT_EQ(options.threads, 3);
+  EXPECT_EQ(options.tolerance_percent, 1.5);
+  EXPECT_TRUE(options.table_only);
+  const ConvergenceOptions plain = parse_convergence(Arguments{"qat"});
+  EXPECT_EQ(plain.config_path, "configs/convergence/llama_3m.yaml");
+  EXPECT_EQ(plain.variants, ConvergenceOptions{}.variants);
+  EXPECT_EQ(plain.seeds, ConvergenceOptions{}.seeds);
+  EXPECT_EQ(plain.tolerance_percent, ConvergenceOptions{}.tolerance_percent);
+  EXPECT_THROW(parse_convergence(Arguments{}), UsageError);
+}
+
 TEST(ParseGenerate, TakesEveryOption) {
   const GenerateOptions options = parse_generate(
       Arguments{"--model", "m", "--tokenizer=t.json", "--prompt", "a, b = -1", "--chat-template",
